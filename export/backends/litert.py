@@ -1,0 +1,88 @@
+"""LiteRT: steps -> float flatbuffer (litert-torch) -> quantized flatbuffer (ai-edge-quantizer).
+
+One flatbuffer per part of the bundle, one signature per graph, weights shared between signatures.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from pocketdraft.quantize.recipe import Recipe
+from pocketdraft.runtime.errors import PocketdraftError
+from torch import Tensor, nn
+
+from ..step import Step, all_weights
+
+
+class LiteRTOperators:
+    """K/V rows by tfl.dynamic_update_slice, in place where the runtime gives input and output one buffer."""
+
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
+        from litert_torch.generative.custom_ops import dynamic_update_slice as custom
+
+        zero = torch.zeros((1,), dtype=start.dtype)
+        indices = torch.cat([start if i == axis else zero for i in range(cache.dim())])
+        return custom.dynamic_update_slice(cache, rows, list(indices))  # type: ignore[no-any-return]
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        # A plain matmul lowers to FULLY_CONNECTED with K as its "weights", which a recipe would then quantize.
+        from litert_torch.generative.custom_ops import bmm_4d as custom
+
+        return custom.bmm_4d(a, b)  # type: ignore[no-any-return]
+
+
+def lower(steps: list[Step], path: Path) -> None:
+    """Converts the steps of one part to the float32 flatbuffer `path`."""
+    from litert_torch._convert.interface import Converter
+    from litert_torch.generative.export_hf.core.mu import mu_pass_lib
+
+    converter = Converter()
+    for step in steps:
+        converter.add_signature(step.spec.name, step.module, sample_kwargs=step.sample_inputs())
+    mu_pass_lib.update_model(converter.convert(strict_export=False)).export(str(path))
+
+
+def quantize(steps: list[Step], recipe: Recipe, source: Path, path: Path) -> None:
+    """Writes the flatbuffer `path` from the float one, each weight in the precision that the recipe gives it.
+
+    Raises PocketdraftError where LiteRT has no kernel for a rule.
+    """
+    from ai_edge_quantizer.qtyping import QuantGranularity, TFLOperationName
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    work = Quantizer(str(source))
+    quantized = False
+    for name, module in all_weights(steps).items():
+        rule = recipe.rule_for(name)
+        if rule.dtype == "float32":
+            continue
+        linear = isinstance(module, nn.Linear)
+        try:
+            work.add_dynamic_config(
+                regex=_scope(name),
+                operation_name=TFLOperationName.FULLY_CONNECTED if linear else TFLOperationName.EMBEDDING_LOOKUP,
+                num_bits=rule.bits,
+                granularity=QuantGranularity[f"BLOCKWISE_{rule.block}" if rule.block else "CHANNELWISE"],
+            )
+        except ValueError as error:
+            raise PocketdraftError(
+                f"LiteRT has no kernel for {name} as {rule.dtype} in blocks of {rule.block}: {error}"
+            ) from error
+        quantized = True
+    if quantized:
+        work.quantize().export_model(str(path), overwrite=True)
+    else:
+        shutil.copyfile(source, path)
+
+
+def _scope(weight: str) -> str:
+    """A pattern for the operator that uses this weight.
+
+    litert-torch names an operator's output by the modules around it, `Class_attribute/Class_attribute/...`,
+    and leaves containers out: `layers.3.mlp.up_proj` -> `_3/..._mlp/..._up_proj`.
+    """
+    path = weight.split(".")[1:]
+    return "/".join(rf"[^/;]*_{re.escape(name)}" for name in path if name != "layers") + r"(?![^/;\d])"

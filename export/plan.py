@@ -1,0 +1,56 @@
+"""What to export: frozen, checked on construction, no work done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pocketdraft.quantize.recipe import Recipe
+from pocketdraft.runtime.errors import PocketdraftError
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """One recipe each: they may differ, and the drafter's precision is best chosen by acceptance."""
+
+    target: Recipe
+    drafter: Recipe
+    embedder: Recipe
+
+    def of(self, part: str) -> Recipe:
+        return {"target": self.target, "drafter": self.drafter}.get(part, self.embedder)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`context` counts cache slots. `verify` are widths T (drafts + 1), the first being LiteRT-LM's own.
+
+    `head` "auto" takes the centroid head where the checkpoint has one. `position` is the convention that the
+    drafter was trained with (see `runtime.manifest.DrafterSpec`); transformers and Google's use "pending".
+    """
+
+    target: Path
+    drafter: Path
+    out: Path
+    recipes: Recipes
+    backend: Literal["litert"] = "litert"
+    context: int = 512
+    prefill: tuple[int, ...] = (16, 128)
+    verify: tuple[int, ...] = (5, 2, 3, 9)
+    head: Literal["auto", "dense", "centroid"] = "auto"
+    position: Literal["pending", "last_cached"] = "pending"
+
+    def __post_init__(self) -> None:
+        for name, widths in (("prefill", self.prefill), ("verify", self.verify)):
+            if not widths or len(set(widths)) != len(widths) or min(widths) < 1:
+                raise PocketdraftError(f"--{name} is {list(widths)}; give distinct positive widths.")
+        if min(self.verify) < 2:
+            raise PocketdraftError(
+                "--verify has width 1, which is `decode`; a verify width is drafts + 1, so 2 or more."
+            )
+        widest = max(*self.prefill, *self.verify)
+        if widest > self.context:
+            raise PocketdraftError(
+                f"--context is {self.context}, a graph is {widest} tokens wide; raise --context or drop that width."
+            )

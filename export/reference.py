@@ -1,0 +1,128 @@
+"""The top rung: transformers' own modules, behind the same interface as the exported graphs.
+
+No cache is kept: every call runs the whole sequence again, so a fault in cache handling cannot hide here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pocketdraft.runtime.manifest import Manifest
+from transformers import (
+    DynamicCache,
+    Gemma4AssistantForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4ForConditionalGeneration,
+)
+
+from .checkpoint import Checkpoint
+from .hf_compat import patch_transformers
+
+
+class Sequence:
+    """What the calls have fed so far, by slot; `kv` holds what the last call computed from it."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, torch.Tensor] = {}
+        self.per_layer: dict[int, torch.Tensor] = {}
+        self.kv: DynamicCache | None = None
+
+
+class TransformersEngine:
+    """See `runtime.engine.Engine`. Reads nothing of `mask`: attention is causal over the slots fed so far."""
+
+    def __init__(self, manifest: Manifest, target: Checkpoint, drafter: Checkpoint) -> None:
+        patch_transformers()
+        self.manifest = manifest
+        fused = target.config.model_type == "gemma4"
+        loader = Gemma4ForConditionalGeneration if fused else Gemma4ForCausalLM
+        self.target = loader.from_pretrained(target.folder, dtype=torch.float32, attn_implementation="eager").eval()
+        self.text = self.target.model.language_model if fused else self.target.model
+        self.drafter = Gemma4AssistantForCausalLM.from_pretrained(
+            drafter.folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        if manifest.drafter.head == "dense":
+            self.drafter.config.use_ordered_embeddings = False
+        self._graphs = {graph.name: graph for graph in manifest.graphs}
+
+    def new_cache(self) -> Sequence:
+        return Sequence()
+
+    @torch.no_grad()
+    def run(
+        self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], cache: Sequence | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        feed = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
+        role = self._graphs[graph].role
+        if role == "embed":
+            return {"embeddings": self.text.embed_tokens(feed["token_ids"]).numpy()}
+        if role == "embed_per_layer":
+            return {"embeddings": self.text.get_per_layer_inputs(feed["token_ids"], None).numpy()}
+        assert cache is not None
+        return self._draft(feed, cache) if role == "draft" else self._target(feed, cache)
+
+    def read_kv(self, cache: Sequence) -> dict[str, npt.NDArray[np.float32]]:
+        """K/V of every owning layer, padded with zeros to the bundle's context length."""
+        assert cache.kv is not None
+        found = {}
+        for layer in self.manifest.kv:
+            kept = cache.kv.layers[layer.layer]
+            room = self.manifest.context_length - kept.keys.shape[2]
+            keys, values = (torch.nn.functional.pad(t, (0, 0, 0, room)) for t in (kept.keys, kept.values))
+            found[f"kv_cache_k_{layer.layer}"] = keys.numpy()
+            found[f"kv_cache_v_{layer.layer}"] = values.transpose(2, 3).numpy()
+        return found
+
+    def close(self) -> None: ...
+
+    def _target(self, feed: dict[str, torch.Tensor], sequence: Sequence) -> dict[str, npt.NDArray[Any]]:
+        positions = feed["input_pos"].tolist()
+        for row, position in enumerate(positions):
+            sequence.rows[position] = feed["embeddings"][:, row]
+            if "per_layer_embeddings" in feed:
+                sequence.per_layer[position] = feed["per_layer_embeddings"][:, row]
+        length = positions[-1] + 1
+        per_layer = None
+        if sequence.per_layer:
+            per_layer = torch.stack([sequence.per_layer[i] for i in range(length)], 1)
+        # A cache without a configuration keeps whole layers where the model's own would drop what left the window.
+        output = self.text(
+            inputs_embeds=torch.stack([sequence.rows[i] for i in range(length)], 1),
+            per_layer_inputs=per_layer,
+            past_key_values=DynamicCache(),
+            use_cache=True,
+        )
+        sequence.kv = output.past_key_values
+        hidden = output.last_hidden_state[:, positions[0] :]
+        logits = self.target.lm_head(hidden)
+        cap = self.text.config.final_logit_softcapping
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return {"logits": logits.numpy(), "activations": hidden.numpy()}
+
+    def _draft(self, feed: dict[str, torch.Tensor], sequence: Sequence) -> dict[str, npt.NDArray[Any]]:
+        assert sequence.kv is not None
+        committed = int(feed["input_pos"][0]) + 1
+        spec = self.manifest.drafter
+        # The target's own sliding cache holds window - 1 rows; the assistant's mask would see two more.
+        window = self.text.config.sliding_window - 1
+        shared = {}
+        for kind, layer, rows in (("full", spec.kv_full, committed), ("sliding", spec.kv_sliding, window)):
+            kept = sequence.kv.layers[layer]
+            first = max(0, committed - rows)
+            shared[f"{kind}_attention"] = (
+                kept.keys[:, :, first:committed],
+                kept.values[:, :, first:committed],
+            )
+        position = committed if spec.position == "pending" else committed - 1
+        output = self.drafter(
+            inputs_embeds=feed["activations"],
+            position_ids=torch.tensor([[position]]),
+            attention_mask=torch.ones(1, committed, dtype=torch.long),
+            shared_kv_states=shared,
+        )
+        return {"logits": output.logits.numpy(), "projected_activations": output.last_hidden_state.numpy()}

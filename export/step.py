@@ -1,0 +1,79 @@
+"""A step: one graph before lowering, with names, shapes and dtypes of its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
+from torch import Tensor, nn
+
+DTYPES = {"float32": torch.float32, "int32": torch.int32, "bool": torch.bool}
+
+
+class Operators(Protocol):
+    """What a backend computes in its own way. The defaults in plain torch are `Plain`."""
+
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
+        """The cache with `rows` along `axis` from slot `start` (int32 [1]) on."""
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b^T over the last two dimensions."""
+
+
+class Plain:
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
+        slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
+        return cache.index_copy(axis, slots, rows)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return a @ b.transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class Step:
+    """`module(**inputs) -> outputs by name`. Inputs and outputs are listed in `spec`."""
+
+    spec: GraphSpec
+    module: nn.Module
+
+    @property
+    def weights(self) -> dict[str, nn.Linear | nn.Embedding]:
+        """What a recipe may quantize, by the name that recipes use: `part.path`, the trunk's prefix left out."""
+        return {
+            f"{self.spec.part}.{path.removeprefix('trunk.')}": module
+            for path, module in self.module.named_modules()
+            if isinstance(module, nn.Linear | nn.Embedding)
+        }
+
+    def sample_inputs(self) -> dict[str, Tensor]:
+        return {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in self.spec.inputs}
+
+
+def all_weights(steps: list[Step]) -> dict[str, nn.Linear | nn.Embedding]:
+    """The weights of several steps, shared ones once."""
+    return {name: module for step in steps for name, module in step.weights.items()}
+
+
+class StepKV:
+    """K/V of one call as functional tensors: every write gives a new tensor, which is a graph output."""
+
+    def __init__(self, tensors: dict[str, Tensor], start: Tensor, operators: Operators) -> None:
+        self.tensors = dict(tensors)
+        self.product = operators.product
+        self._start, self._write_rows = start, operators.write_rows
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self._store(f"kv_cache_k_{layer}", key, 2)
+        self._store(f"kv_cache_v_{layer}", value.transpose(2, 3), 3)
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.tensors[f"kv_cache_k_{layer}"], self.tensors[f"kv_cache_v_{layer}"]
+
+    def _store(self, name: str, rows: Tensor, axis: int) -> None:
+        self.tensors[name] = self._write_rows(self.tensors[name], rows, self._start, axis)
+
+
+def spec(name: str, dtype: str, *shape: int) -> TensorSpec:
+    return TensorSpec.model_validate({"name": name, "dtype": dtype, "shape": shape})

@@ -1,0 +1,8 @@
+"""The embedded default pair: a small, really trained Gemma 4 target and its MTP drafter. See MODEL_CARD.md."""
+
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TARGET_DIR = HERE / "target"
+DRAFTER_DIR = HERE / "drafter"
+PROMPTS_FILE = HERE / "prompts.jsonl"

@@ -1,0 +1,130 @@
+"""Configurations in small: E2B's shape (the trained pair), and 12B's and 31B's shape (random weights, for tests)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import (
+    Gemma4AssistantConfig,
+    Gemma4AssistantForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+)
+
+from ..hf_compat import patch_transformers
+
+VOCABULARY = 2048
+CENTROIDS, CENTROIDS_READ = 64, 8
+SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def target_config() -> Gemma4TextConfig:
+    """Per-layer embeddings, the last half of the layers KV-shared and double-wide, sliding and full mixed."""
+    return Gemma4TextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=6,
+        layer_types=[SLIDING, SLIDING, FULL] * 2,
+        num_kv_shared_layers=3,
+        use_double_wide_mlp=True,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        global_head_dim=64,
+        sliding_window=64,
+        hidden_size_per_layer_input=16,
+        vocab_size_per_layer_input=VOCABULARY,
+        final_logit_softcapping=30.0,
+        max_position_embeddings=1024,
+        **SPECIAL,
+    )
+
+
+def dense_target_config() -> Gemma4TextConfig:
+    """No per-layer embeddings, no KV sharing, V is K on full layers."""
+    return Gemma4TextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=6,
+        layer_types=[SLIDING] * 5 + [FULL],
+        num_kv_shared_layers=0,
+        attention_k_eq_v=True,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_global_key_value_heads=1,
+        head_dim=32,
+        global_head_dim=64,
+        sliding_window=16,
+        hidden_size_per_layer_input=0,
+        final_logit_softcapping=30.0,
+        max_position_embeddings=1024,
+        **SPECIAL,
+    )
+
+
+def drafter_config(target: Gemma4TextConfig, centroids: bool, hidden: int = 64) -> Gemma4AssistantConfig:
+    """Four layers, three sliding and one full, all reading the target's K/V."""
+    own = target.per_layer_config
+    sliding, full = (own[target.layer_types.index(kind)] for kind in (SLIDING, FULL))
+    text = Gemma4TextConfig(
+        vocab_size=target.vocab_size,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=4,
+        layer_types=[SLIDING] * 3 + [FULL],
+        num_kv_shared_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=sliding.num_key_value_heads,
+        num_global_key_value_heads=full.num_key_value_heads if target.attention_k_eq_v else None,
+        attention_k_eq_v=target.attention_k_eq_v,
+        head_dim=sliding.head_dim,
+        global_head_dim=full.head_dim,
+        sliding_window=target.sliding_window,
+        hidden_size_per_layer_input=0,
+        max_position_embeddings=target.max_position_embeddings,
+        **SPECIAL,
+    )
+    return Gemma4AssistantConfig(
+        text_config=text,
+        backbone_hidden_size=target.hidden_size,
+        use_ordered_embeddings=centroids,
+        num_centroids=CENTROIDS,
+        centroid_intermediate_top_k=CENTROIDS_READ,
+    )
+
+
+@torch.no_grad()
+def random_pair(
+    target: Gemma4TextConfig, drafter: Gemma4AssistantConfig, seed: int
+) -> tuple[Gemma4ForCausalLM, Gemma4AssistantForCausalLM]:
+    """Random weights of the size that keeps activations near 1 and attention soft.
+
+    A random net with sharp attention is chaotic: an error of 1e-7 grows until parity means nothing.
+    """
+    patch_transformers()
+    torch.manual_seed(seed)
+    target_model, drafter_model = Gemma4ForCausalLM(target).eval(), Gemma4AssistantForCausalLM(drafter).eval()
+    for model in (target_model, drafter_model):
+        for name, weight in model.named_parameters():
+            if name.endswith("q_norm.weight"):
+                weight.fill_(weight.shape[0] ** -0.5)
+            elif weight.dim() == 1:
+                weight.normal_(1.0, 0.1)
+            else:
+                weight.normal_(0.0, weight.shape[1] ** -0.5)
+    for layer in target_model.model.layers:
+        layer.layer_scalar.fill_(0.8)
+    if drafter.use_ordered_embeddings:
+        drafter_model.masked_embedding.token_ordering.copy_(torch.randperm(target.vocab_size))
+    return target_model, drafter_model
+
+
+def soften_attention(model: nn.Module) -> None:
+    """Gemma 4 does not scale its scores, so an untrained q_norm must start at head_dim^-0.5."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("q_norm.weight"):
+                weight.fill_(weight.shape[0] ** -0.5)

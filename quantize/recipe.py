@@ -1,0 +1,67 @@
+"""Recipes: which weight gets which precision. What, never how a backend packs it.
+
+A recipe is a TOML file of ordered rules; the first one that matches a weight's name decides, and a weight
+that none matches stays float. Names are `part.path`, such as `target.layers.3.mlp.down_proj`,
+`drafter.lm_head`, `embedder.embed_tokens`. The files in `recipes/` are the built-in ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from pocketdraft.runtime.errors import PocketdraftError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+BUILT_IN = Path(__file__).parent / "recipes"
+
+
+class Rule(BaseModel):
+    """`weights` is a shell pattern. `block` is the number of input channels that share a scale, 0 for all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    weights: str
+    dtype: Literal["float32", "int8", "int4"]
+    block: Literal[0, 32, 64, 128, 256] = 0
+
+    @property
+    def bits(self) -> int:
+        return {"float32": 32, "int8": 8, "int4": 4}[self.dtype]
+
+
+FLOAT = Rule(weights="*", dtype="float32")
+
+
+class Recipe(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    rule: tuple[Rule, ...]
+
+    def rule_for(self, weight: str) -> Rule:
+        """The first rule that matches, else float."""
+        return next((rule for rule in self.rule if fnmatchcase(weight, rule.weights)), FLOAT)
+
+
+def load(name: str) -> Recipe:
+    """A built-in recipe by name, or one's own by the path of a .toml file. Raises PocketdraftError."""
+    path = Path(name) if name.endswith(".toml") else BUILT_IN / f"{name}.toml"
+    if not path.is_file():
+        known = names()
+        near = difflib.get_close_matches(name, known, n=1)
+        mend = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(known)} or the path of a .toml file."
+        raise PocketdraftError(f"There is no recipe {name!r}; {mend}")
+    try:
+        return Recipe(name=path.stem, **tomllib.loads(path.read_text()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise PocketdraftError(f"Recipe {path} is not valid TOML: {error}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise PocketdraftError(f"Recipe {path} is wrong at {where}: {first['msg']}.") from error
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in BUILT_IN.glob("*.toml"))

@@ -1,0 +1,38 @@
+"""How much of a sequence's K/V is committed. The K/V itself stays in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Cache:
+    """`length` slots are committed; whatever lies beyond is scratch that later calls overwrite."""
+
+    handle: Any
+    capacity: int
+    length: int = 0
+
+    @property
+    def room(self) -> int:
+        return self.capacity - self.length
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Commits the rows of the last verify that lie on the accepted path, row 0 being the pending token's.
+
+        A chain keeps a prefix. Rows with gaps, which only a tree has, need compaction by the engine.
+        """
+        if list(rows) != list(range(len(rows))):
+            raise NotImplementedError(f"rows {list(rows)} are no prefix: trees need an engine that compacts K/V")
+        self.advance(len(rows))
+
+    def advance(self, slots: int) -> None:
+        if slots > self.room:
+            raise AssertionError(f"{slots} slots committed where {self.room} were free")
+        self.length += slots
+
+    def truncate(self, length: int) -> None:
+        """Takes back what lies beyond `length`."""
+        self.length = min(self.length, length)

@@ -1,0 +1,22 @@
+"""No drafter: plain decoding, one token a round."""
+
+from __future__ import annotations
+
+from ..accept import Verdict
+from ..cache import Cache
+from ..context import Context
+from ..proposal import NOTHING, Proposal
+from ..target import Target, Verified
+
+
+class NoDrafter:
+    def restart(self) -> None: ...
+
+    def propose(self, context: Context, count: int) -> Proposal:
+        return NOTHING
+
+    def observe(self, verdict: Verdict, verified: Verified) -> None: ...
+
+
+def make(target: Target, cache: Cache) -> NoDrafter:
+    return NoDrafter()

@@ -1,0 +1,51 @@
+"""What a backend must do: run a named graph. Everything else of the loop is the same for all of them.
+
+An engine is any object with these members: the LiteRT one is `engines/litert.py`, the torch one that the
+parity ladder uses is `export/backends/eager.py`, and the tests have a scripted one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .manifest import Manifest, open_bundle
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Engine(Protocol):
+    """Runs the graphs of one bundle and owns their KV buffers, which never pass through Python."""
+
+    manifest: Manifest
+
+    def new_cache(self) -> Any:
+        """Zeroed K/V of one sequence, in the backend's own memory; opaque to the caller."""
+
+    def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, npt.NDArray[Any]]:
+        """Runs one graph. `inputs` and the result hold everything but K/V.
+
+        A target graph writes its K/V rows at `input_pos` into `cache`; the drafter only reads it.
+        The arrays returned are the caller's to keep.
+        """
+
+    def read_kv(self, cache: Any) -> dict[str, npt.NDArray[np.float32]]:
+        """Copies the K/V out, by tensor name; for the parity ladder, never within a round."""
+
+    def close(self) -> None: ...
+
+
+def open_engine(folder: Path, threads: int = 0) -> Engine:
+    """Verifies the bundle and opens it with the engine file that bears its backend's name.
+
+    `threads` 0 leaves the number to the backend. Raises PocketdraftError.
+    """
+    manifest = open_bundle(folder)
+    module = importlib.import_module(f".engines.{manifest.backend}", __package__)
+    engine: Engine = module.open_engine(folder, manifest, threads)
+    return engine

@@ -1,0 +1,183 @@
+"""The bundle's format: what `bundle.json` says, how it is read, verified and refused.
+
+A bundle is a folder:
+
+    bundle.json        this manifest
+    model.litertlm     the graphs (LiteRT); other backends bring other files
+    tokenizer.json     Hugging Face tokenizer
+
+The reader owns the format: `export` imports this module and fills it in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import PocketdraftError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "bundle.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Frozen):
+    """A graph's input or output. Names are LiteRT-LM's on every backend (`embeddings`, `kv_cache_k_3`...)."""
+
+    name: str
+    dtype: Literal["float32", "float16", "int32", "int8", "bool"]
+    shape: tuple[int, ...]
+
+    @property
+    def is_kv(self) -> bool:
+        return self.name.startswith("kv_cache_")
+
+
+class GraphSpec(_Frozen):
+    """One graph. `width` is T, the tokens per call; `part` says which section of the bundle holds it."""
+
+    name: str
+    role: Literal["prefill", "decode", "verify", "draft", "embed", "embed_per_layer"]
+    part: Literal["target", "drafter", "embedder", "per_layer_embedder"]
+    width: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class KVLayer(_Frozen):
+    """A target layer that owns keys and values. K is [1, heads, context, head_dim] on LiteRT."""
+
+    layer: int
+    kind: Literal["full", "sliding"]
+    heads: int
+    head_dim: int
+
+
+class DrafterSpec(_Frozen):
+    """The MTP drafter: which K/V it reads, and what it takes for its position.
+
+    `position` is the convention it was trained with: `pending` is the index p of the token not yet in the
+    cache (transformers), `last_cached` is p - 1 (what LiteRT-LM feeds). The graph's `input_pos` is always
+    p - 1; a `pending` drafter adds one inside the graph.
+    """
+
+    kind: Literal["mtp"]
+    head: Literal["dense", "centroid"]
+    position: Literal["pending", "last_cached"]
+    kv_full: int
+    kv_sliding: int
+
+
+class Part(_Frozen):
+    """Where a part's graphs lie: a byte range of one of the bundle's files."""
+
+    file: str
+    offset: int
+    size: int
+
+
+class Tokens(_Frozen):
+    """Token ids that the loop needs. `stop` ends a generation; `bos` is put before every prompt."""
+
+    bos: int | None
+    stop: tuple[int, ...]
+
+
+class FileEntry(_Frozen):
+    sha256: str
+    size: int
+
+
+class Source(_Frozen):
+    """The checkpoints behind the bundle: folder name and the sha256 over config and weights."""
+
+    target: str
+    target_sha256: str
+    drafter: str
+    drafter_sha256: str
+
+
+class Manifest(_Frozen):
+    """Everything a runtime must know to run the bundle. `files` covers every byte but this file's own."""
+
+    format_version: int
+    backend: Literal["litert"]
+    context_length: int
+    vocab_size: int
+    kv: tuple[KVLayer, ...]
+    graphs: tuple[GraphSpec, ...]
+    parts: dict[str, Part]
+    drafter: DrafterSpec
+    tokens: Tokens
+    recipe: dict[str, object]
+    source: Source
+    versions: dict[str, str]
+    files: dict[str, FileEntry]
+
+    def graphs_of(self, role: str) -> list[GraphSpec]:
+        """The graphs with this role, narrowest first."""
+        return sorted((g for g in self.graphs if g.role == role), key=lambda g: g.width)
+
+    def dump(self) -> str:
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def read(folder: Path) -> Manifest:
+    """Reads `folder/bundle.json` without touching the other files. Raises PocketdraftError."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise PocketdraftError(f"{folder} is no bundle: it has no {MANIFEST_NAME}; make one with `pocketdraft export`.")
+    try:
+        version = _Version.model_validate_json(path.read_bytes()).format_version
+        if version > FORMAT_VERSION:
+            raise PocketdraftError(
+                f"{path} has format version {version}, this pocketdraft reads up to {FORMAT_VERSION}: "
+                "upgrade pocketdraft or export again with this one."
+            )
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"]) or "the top level"
+        raise PocketdraftError(f"{path} is damaged at {where} ({first['msg']}); export the bundle again.") from error
+    for name in manifest.files:
+        _inside(folder, name)
+    for part in manifest.parts.values():
+        if part.file not in manifest.files:
+            raise PocketdraftError(f"{path} takes a graph from {part.file}, which it does not list; export again.")
+    return manifest
+
+
+def open_bundle(folder: Path) -> Manifest:
+    """Reads the manifest and checks size and sha256 of each file that it lists. Raises PocketdraftError."""
+    manifest = read(folder)
+    for name, entry in manifest.files.items():
+        path = _inside(folder, name)
+        if not path.is_file():
+            raise PocketdraftError(f"{path} is missing, bundle.json lists it; copy the bundle again.")
+        if path.stat().st_size != entry.size or sha256(path) != entry.sha256:
+            raise PocketdraftError(f"{path} is not the file that was exported (size or sha256 differs); copy it again.")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _inside(folder: Path, name: str) -> Path:
+    parts = PurePosixPath(name)
+    path = folder / name
+    if parts.is_absolute() or ".." in parts.parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise PocketdraftError(f"{folder / MANIFEST_NAME} names {name!r}, which leaves the bundle; do not trust it.")
+    return path
+
+
+class _Version(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    format_version: int

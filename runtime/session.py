@@ -1,0 +1,79 @@
+"""The draft-verify loop, in the paper's order (Leviathan et al., arXiv 2211.17192, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from . import accept
+from .cache import Cache
+from .context import Context, Emitted
+from .draft_length import DraftLength, Fixed
+from .drafters import Drafter, load
+from .engine import Engine
+from .errors import PocketdraftError
+from .stats import Stats
+from .target import Target
+
+
+class Session:
+    """One sequence over an engine's graphs. Sessions of one target share its graphs and nothing else."""
+
+    def __init__(self, target: Target, cache: Cache, drafter: Drafter, draft_length: DraftLength) -> None:
+        self.target, self.cache, self.drafter, self.draft_length = target, cache, drafter, draft_length
+        self.context = Context(target.engine.manifest.tokens.stop)
+        self.stats = Stats()
+
+    def generate(self, prompt: Sequence[int], budget: int) -> Iterator[Emitted]:
+        """Appends `prompt` to the sequence and yields up to `budget` new tokens, a round at a time.
+
+        May be called again: the tokens so far are the context of the next turn. Raises PocketdraftError for a
+        prompt that is empty, holds unknown tokens or does not fit.
+        """
+        self._check(prompt, budget)
+        target, cache, context, drafter, stats = (
+            self.target,
+            self.cache,
+            self.context,
+            self.drafter,
+            self.stats,
+        )
+        context.begin(prompt, budget)
+        target.prefill(cache, context.tokens[cache.length : -1])
+        drafter.restart()
+        while context.finish is None:
+            count = min(self.draft_length.next(stats), target.longest_draft(cache), context.remaining - 1)
+            proposal = drafter.propose(context, count)
+            verified = target.verify(cache, context.last, proposal)
+            verdict = accept.greedy(verified.logits, proposal)
+            cache.keep(verdict.rows)
+            drafter.observe(verdict, verified)
+            stats.record(proposal, verdict)
+            emitted = context.commit(verdict, cache.room)
+            cache.truncate(len(context.tokens))
+            stats.record_emitted(verdict, emitted)
+            yield emitted
+
+    def _check(self, prompt: Sequence[int], budget: int) -> None:
+        vocabulary, capacity = self.target.engine.manifest.vocab_size, self.cache.capacity
+        if not prompt:
+            raise PocketdraftError("The prompt is empty; give at least one token.")
+        unknown = next((token for token in prompt if not 0 <= token < vocabulary), None)
+        if unknown is not None:
+            raise PocketdraftError(
+                f"The prompt holds token {unknown}, the bundle's vocabulary has {vocabulary}; use its own tokenizer."
+            )
+        length = len(self.context.tokens) + len(prompt)
+        if length > capacity:
+            raise PocketdraftError(
+                f"The prompt makes {length} tokens, the bundle's context holds {capacity}; "
+                "shorten it or export with a larger --context."
+            )
+        if budget < 1:
+            raise PocketdraftError(f"The budget is {budget} tokens; give at least 1.")
+
+
+def open_session(engine: Engine, drafter: str = "mtp", drafts: int = 4, target: Target | None = None) -> Session:
+    """A fresh sequence. `drafter` names a file of `runtime/drafters`; "none" is plain decoding."""
+    target = target or Target(engine)
+    cache = Cache(engine.new_cache(), target.context_length)
+    return Session(target, cache, load(drafter, target, cache), Fixed(drafts))

@@ -1,0 +1,99 @@
+"""The target as the loop sees it: tokens in, logits and hidden states out. Picks graphs, builds their inputs."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .cache import Cache
+from .engine import Engine
+from .manifest import GraphSpec
+from .proposal import Proposal
+
+Floats = npt.NDArray[np.float32]
+REMEMBERED_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Verified:
+    """`logits` [1 + N, V] and `hidden` [1 + N, D] after the final norm; row 0 is the pending token's."""
+
+    logits: Floats
+    hidden: Floats
+
+
+class Target:
+    def __init__(self, engine: Engine) -> None:
+        manifest = engine.manifest
+        self.engine = engine
+        self.context_length = manifest.context_length
+        self._prefills = manifest.graphs_of("prefill")
+        self._verifies = [*manifest.graphs_of("decode"), *manifest.graphs_of("verify")]
+        self._embedder = manifest.graphs_of("embed")[0].name
+        per_layer = manifest.graphs_of("embed_per_layer")
+        self._per_layer_embedder = per_layer[0].name if per_layer else None
+        self._slots = np.arange(self.context_length, dtype=np.int32)
+        self._rows: OrderedDict[int, dict[str, Floats]] = OrderedDict()
+
+    def embed(self, token: int) -> Floats:
+        """The scaled embedding, [1, 1, D]."""
+        return self._embedded(token)["embeddings"]
+
+    def visible(self, positions: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """bool [1, 1, T, context]: each position sees itself and what came before."""
+        return (self._slots <= positions[:, None])[None, None]
+
+    def prefill(self, cache: Cache, tokens: Sequence[int]) -> None:
+        """Commits K/V of `tokens`; gives nothing back."""
+        done = 0
+        while done < len(tokens):
+            left = len(tokens) - done
+            graph = self._prefill_graph(left, cache.room)
+            chunk = tokens[done : done + graph.width]
+            self._run(graph, cache, chunk)
+            cache.advance(len(chunk))
+            done += len(chunk)
+
+    def longest_draft(self, cache: Cache) -> int:
+        """The most drafts that can be verified now: a graph writes its whole width, never past the cache."""
+        return max((g.width for g in self._verifies if g.width <= cache.room), default=0) - 1
+
+    def verify(self, cache: Cache, last: int, proposal: Proposal) -> Verified:
+        """Runs the pending token and the proposed ones; commits nothing."""
+        tokens = (last, *proposal.tokens)
+        graph = next(g for g in self._verifies if g.width >= len(tokens))
+        outputs = self._run(graph, cache, tokens)
+        return Verified(outputs["logits"][0, : len(tokens)], outputs["activations"][0, : len(tokens)])
+
+    def _prefill_graph(self, left: int, room: int) -> GraphSpec:
+        """The narrowest graph that takes all that is left, else the widest; always one that fits the cache."""
+        fitting = [g for g in (self._verifies[0], *self._prefills) if g.width <= room]
+        return next((g for g in fitting if g.width >= left), fitting[-1])
+
+    def _run(self, graph: GraphSpec, cache: Cache, tokens: Sequence[int]) -> dict[str, Floats]:
+        """Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it."""
+        padded = [*tokens, *(0 for _ in range(graph.width - len(tokens)))]
+        rows = [self._embedded(token) for token in padded]
+        positions = np.arange(cache.length, cache.length + graph.width, dtype=np.int32)
+        inputs = {name: np.concatenate([row[name] for row in rows], 1) for name in rows[0]}
+        return self.engine.run(
+            graph.name, {**inputs, "input_pos": positions, "mask": self.visible(positions)}, cache.handle
+        )
+
+    def _embedded(self, token: int) -> dict[str, Floats]:
+        """Rows of the last tokens are remembered: an embedding is a pure function of its token."""
+        row = self._rows.get(token)
+        if row is None:
+            ids = np.array([[token]], np.int32)
+            row = {"embeddings": self.engine.run(self._embedder, {"token_ids": ids})["embeddings"]}
+            if self._per_layer_embedder:
+                output = self.engine.run(self._per_layer_embedder, {"token_ids": ids})
+                row["per_layer_embeddings"] = output["embeddings"]
+            self._rows[token] = row
+            if len(self._rows) > REMEMBERED_ROWS:
+                self._rows.popitem(last=False)
+        return row

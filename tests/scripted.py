@@ -1,0 +1,141 @@
+"""A scripted engine: no weights, but every fault in what the loop feeds it changes its output or raises.
+
+The next token is a hash of the (slot, token) pairs that a row may see. A stale slot, a mask one too wide, a
+position off by one or a wrong committed length therefore changes the text, and `plain` tells what it should be.
+Hidden states are handles to the token sequence behind them, so the drafter knows whether it was given the
+right one, and raises if not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pocketdraft.runtime.manifest import (
+    DrafterSpec,
+    FileEntry,
+    GraphSpec,
+    KVLayer,
+    Manifest,
+    Part,
+    Source,
+    Tokens,
+)
+
+VOCABULARY = 12
+Slots = list[int | None]
+
+
+def next_token(tokens: tuple[int, ...], salt: str = "target") -> int:
+    """The scripted model: a pure function of the tokens before."""
+    digest = hashlib.blake2b(f"{salt}{tokens}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % VOCABULARY
+
+
+def plain(prompt: list[int], budget: int, stop: frozenset[int] = frozenset(), capacity: int = 10**9) -> list[int]:
+    """What plain decoding gives, computed without engine, cache or loop."""
+    tokens: list[int] = []
+    # The last token is predicted when the cache is full: one more than there are free slots.
+    while len(tokens) < budget and len(prompt) + len(tokens) <= capacity:
+        tokens.append(next_token((*prompt, *tokens)))
+        if tokens[-1] in stop:
+            break
+    return tokens
+
+
+def scripted_manifest(
+    capacity: int = 64,
+    verify: tuple[int, ...] = (2, 3, 5),
+    prefill: tuple[int, ...] = (4, 8),
+    stop: tuple[int, ...] = (),
+) -> Manifest:
+    def graph(name: str, role: str, part: str, width: int) -> GraphSpec:
+        return GraphSpec.model_validate(
+            {"name": name, "role": role, "part": part, "width": width, "inputs": (), "outputs": ()}
+        )
+
+    graphs = [graph("embedder", "embed", "embedder", 1), graph("decode", "decode", "target", 1)]
+    graphs += [graph(f"prefill_{n}", "prefill", "target", n) for n in prefill]
+    graphs += [graph(f"verify_{n}", "verify", "target", n) for n in verify]
+    graphs += [graph("mtp_drafter", "draft", "drafter", 1)]
+    return Manifest(
+        format_version=1,
+        backend="litert",
+        context_length=capacity,
+        vocab_size=VOCABULARY,
+        kv=(KVLayer(layer=0, kind="full", heads=1, head_dim=1),),
+        graphs=tuple(graphs),
+        parts={"target": Part(file="model.litertlm", offset=0, size=1)},
+        drafter=DrafterSpec(kind="mtp", head="dense", position="pending", kv_full=0, kv_sliding=0),
+        tokens=Tokens(bos=None, stop=stop),
+        recipe={},
+        source=Source(target="t", target_sha256="", drafter="d", drafter_sha256=""),
+        versions={},
+        files={"model.litertlm": FileEntry(sha256="", size=1)},
+    )
+
+
+@dataclass
+class ScriptedEngine:
+    """`wrong_half` makes the drafter wrong on about half of the contexts, always the same ones."""
+
+    manifest: Manifest
+    wrong_half: bool = True
+    calls: list[str] = field(default_factory=list)
+    _sequences: list[tuple[int, ...]] = field(default_factory=list)
+
+    def new_cache(self) -> Slots:
+        return [None] * self.manifest.context_length
+
+    def run(self, graph: str, inputs: Any, cache: Slots | None = None) -> dict[str, Any]:
+        self.calls.append(graph)
+        spec = next(g for g in self.manifest.graphs if g.name == graph)
+        if spec.role == "embed":
+            return {"embeddings": inputs["token_ids"].astype(np.float32)[..., None]}
+        assert cache is not None
+        return self._draft(inputs, cache) if spec.role == "draft" else self._target(spec, inputs, cache)
+
+    def read_kv(self, cache: Slots) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+    def _target(self, spec: GraphSpec, inputs: Any, cache: Slots) -> dict[str, Any]:
+        positions, tokens = inputs["input_pos"], inputs["embeddings"][0, :, 0].astype(int)
+        assert len(positions) == len(tokens) == spec.width
+        assert list(positions) == list(range(positions[0], positions[0] + spec.width)), "positions with a gap"
+        assert positions[-1] < len(cache), f"{spec.name} writes slot {positions[-1]} of {len(cache)}"
+        for position, token in zip(positions, tokens, strict=True):
+            cache[position] = int(token)
+        logits = np.zeros((1, spec.width, VOCABULARY), np.float32)
+        hidden = np.zeros((1, spec.width, 1), np.float32)
+        for row in range(spec.width):
+            seen = self._seen(cache, inputs["mask"][0, 0, row])
+            logits[0, row, next_token(seen)] = 1.0
+            hidden[0, row, 0] = self._handle(seen)
+        return {"logits": logits, "activations": hidden} if spec.role != "prefill" else {}
+
+    def _draft(self, inputs: Any, cache: Slots) -> dict[str, Any]:
+        token, handle = (int(value) for value in inputs["activations"][0, 0])
+        committed = self._seen(cache, inputs["mask"][0, 0, 0])
+        before = self._sequences[handle]
+        assert len(committed) == inputs["input_pos"][0] + 1, "position is not that of the last visible slot"
+        assert before[: len(committed)] == committed, "hidden state or K/V of another context"
+        sequence = (*before, token)
+        right = next_token(sequence)
+        wrong = self.wrong_half and next_token(sequence, "drafter") % 2 == 0
+        logits = np.zeros((1, 1, VOCABULARY), np.float32)
+        logits[0, 0, (right + 1) % VOCABULARY if wrong else right] = 1.0
+        projected = np.array([[[self._handle(sequence)]]], np.float32)
+        return {"logits": logits, "projected_activations": projected}
+
+    def _seen(self, cache: Slots, mask: Any) -> tuple[int, ...]:
+        """Tokens of the visible slots; a gap or a slot never written shows as -1, which no text holds."""
+        last = int(np.flatnonzero(mask).max())
+        return tuple(-1 if not mask[i] or cache[i] is None else int(cache[i] or 0) for i in range(last + 1))
+
+    def _handle(self, sequence: tuple[int, ...]) -> int:
+        self._sequences.append(sequence)
+        return len(self._sequences) - 1
