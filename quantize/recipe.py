@@ -50,7 +50,7 @@ def load(name: str) -> Recipe:
     path = Path(name) if name.endswith(".toml") else BUILT_IN / f"{name}.toml"
     if not path.is_file():
         known = names()
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         mend = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(known)} or the path of a .toml file."
         raise PocketdraftError(f"There is no recipe {name!r}; {mend}")
     try:

@@ -33,7 +33,8 @@ def round_trip(weight: Weight, rule: Rule) -> Weight:
     top = 2 ** (rule.bits - 1) - 1
     scale = np.maximum(np.abs(grouped).max(-1, keepdims=True), np.float32(1e-30)) / np.float32(top)
     levels = np.clip(np.rint(grouped / scale), -top, top)
-    return (levels * scale).reshape(rows, columns).astype(np.float32)
+    restored: Weight = (levels * scale).reshape(rows, columns).astype(np.float32)
+    return restored
 
 
 def error_of(name: str, weight: Weight, rule: Rule) -> WeightError:

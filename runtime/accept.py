@@ -30,7 +30,8 @@ def greedy(logits: npt.NDArray[np.float32], proposal: Proposal) -> Verdict:
     token wins, as in transformers and LiteRT-LM.
     """
     choices = logits.argmax(-1)
-    node, accepted, rows = -1, [], [0]
+    node, rows = -1, [0]
+    accepted: list[int] = []
     while True:
         choice = int(choices[node + 1])
         child = _child(proposal, node, choice)

@@ -41,9 +41,13 @@ class Session:
         target.prefill(cache, context.tokens[cache.length : -1])
         drafter.restart()
         while context.finish is None:
+            lap = stats.stopwatch()
             count = min(self.draft_length.next(stats), target.longest_draft(cache), context.remaining - 1)
+            lap("host")
             proposal = drafter.propose(context, count)
+            lap("draft")
             verified = target.verify(cache, context.last, proposal)
+            lap("verify")
             verdict = accept.greedy(verified.logits, proposal)
             cache.keep(verdict.rows)
             drafter.observe(verdict, verified)
@@ -51,6 +55,7 @@ class Session:
             emitted = context.commit(verdict, cache.room)
             cache.truncate(len(context.tokens))
             stats.record_emitted(verdict, emitted)
+            lap("host")
             yield emitted
 
     def _check(self, prompt: Sequence[int], budget: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers.decoders import DecodeStream
 
 from .errors import PocketdraftError
 
@@ -28,19 +28,42 @@ class Tokenizer:
             raise PocketdraftError("The prompt is empty; give some text with --prompt.")
         return ids if self._bos is None else [self._bos, *ids]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        """Text of the tokens, with special tokens spelled out if wanted."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=not special))
 
     def stream(self) -> TextStream:
         return TextStream(self._tokenizer)
 
 
 class TextStream:
-    """Gives text as soon as it is whole: a token may end inside a character."""
+    """Gives text as soon as it is final; all pieces and `finish()` together are the text decoded at once.
+
+    A token may end inside a character. Gemma's byte tokens (`<0xE2>`) are decoded as a run, whose first
+    characters become U+FFFD if a later byte spoils it: such a run is held back until it has ended.
+    """
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token for token, entry in added.items() if entry.special)
+        self._before: list[int] = []  # tokens of the last piece: decoders may look one token back
+        self._held: list[int] = []
 
     def feed(self, tokens: Sequence[int]) -> str:
-        return "".join(self._stream.step(self._tokenizer, token) or "" for token in tokens)
+        return "".join(self._step(token) for token in tokens if token not in self._special)
+
+    def finish(self) -> str:
+        """What is held back, as it is: U+FFFD where a character was cut."""
+        piece = self._decode([*self._before, *self._held])[len(self._decode(self._before)) :]
+        self._before, self._held = self._held, []
+        return piece
+
+    def _step(self, token: int) -> str:
+        self._held.append(token)
+        if re.fullmatch("<0x[0-9A-F]{2}>", self._tokenizer.id_to_token(token) or ""):
+            return ""
+        return "" if self._decode(self._held).endswith("\ufffd") else self.finish()
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens)))

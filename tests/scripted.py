@@ -50,6 +50,7 @@ def scripted_manifest(
     verify: tuple[int, ...] = (2, 3, 5),
     prefill: tuple[int, ...] = (4, 8),
     stop: tuple[int, ...] = (),
+    per_layer: bool = True,
 ) -> Manifest:
     def graph(name: str, role: str, part: str, width: int) -> GraphSpec:
         return GraphSpec.model_validate(
@@ -60,6 +61,8 @@ def scripted_manifest(
     graphs += [graph(f"prefill_{n}", "prefill", "target", n) for n in prefill]
     graphs += [graph(f"verify_{n}", "verify", "target", n) for n in verify]
     graphs += [graph("mtp_drafter", "draft", "drafter", 1)]
+    if per_layer:
+        graphs += [graph("per_layer_embedder", "embed_per_layer", "per_layer_embedder", 1)]
     return Manifest(
         format_version=1,
         backend="litert",
@@ -84,7 +87,7 @@ class ScriptedEngine:
     manifest: Manifest
     wrong_half: bool = True
     calls: list[str] = field(default_factory=list)
-    _sequences: list[tuple[int, ...]] = field(default_factory=list)
+    _hidden: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
     def new_cache(self) -> Slots:
         return [None] * self.manifest.context_length
@@ -92,8 +95,10 @@ class ScriptedEngine:
     def run(self, graph: str, inputs: Any, cache: Slots | None = None) -> dict[str, Any]:
         self.calls.append(graph)
         spec = next(g for g in self.manifest.graphs if g.name == graph)
-        if spec.role == "embed":
+        if spec.part == "embedder":
             return {"embeddings": inputs["token_ids"].astype(np.float32)[..., None]}
+        if spec.part == "per_layer_embedder":
+            return {"embeddings": -inputs["token_ids"].astype(np.float32)[..., None, None]}
         assert cache is not None
         return self._draft(inputs, cache) if spec.role == "draft" else self._target(spec, inputs, cache)
 
@@ -107,6 +112,8 @@ class ScriptedEngine:
         assert len(positions) == len(tokens) == spec.width
         assert list(positions) == list(range(positions[0], positions[0] + spec.width)), "positions with a gap"
         assert positions[-1] < len(cache), f"{spec.name} writes slot {positions[-1]} of {len(cache)}"
+        if "per_layer_embeddings" in inputs:
+            assert (-inputs["per_layer_embeddings"][0, :, 0, 0] == tokens).all(), "per-layer rows of other tokens"
         for position, token in zip(positions, tokens, strict=True):
             cache[position] = int(token)
         logits = np.zeros((1, spec.width, VOCABULARY), np.float32)
@@ -114,21 +121,21 @@ class ScriptedEngine:
         for row in range(spec.width):
             seen = self._seen(cache, inputs["mask"][0, 0, row])
             logits[0, row, next_token(seen)] = 1.0
-            hidden[0, row, 0] = self._handle(seen)
+            hidden[0, row, 0] = self._remember(seen, seen)
         return {"logits": logits, "activations": hidden} if spec.role != "prefill" else {}
 
     def _draft(self, inputs: Any, cache: Slots) -> dict[str, Any]:
         token, handle = (int(value) for value in inputs["activations"][0, 0])
         committed = self._seen(cache, inputs["mask"][0, 0, 0])
-        before = self._sequences[handle]
+        seed, before = self._hidden[handle]
         assert len(committed) == inputs["input_pos"][0] + 1, "position is not that of the last visible slot"
-        assert before[: len(committed)] == committed, "hidden state or K/V of another context"
+        assert seed == committed, "hidden state or K/V of another context"
         sequence = (*before, token)
         right = next_token(sequence)
         wrong = self.wrong_half and next_token(sequence, "drafter") % 2 == 0
         logits = np.zeros((1, 1, VOCABULARY), np.float32)
         logits[0, 0, (right + 1) % VOCABULARY if wrong else right] = 1.0
-        projected = np.array([[[self._handle(sequence)]]], np.float32)
+        projected = np.array([[[self._remember(committed, sequence)]]], np.float32)
         return {"logits": logits, "projected_activations": projected}
 
     def _seen(self, cache: Slots, mask: Any) -> tuple[int, ...]:
@@ -136,6 +143,7 @@ class ScriptedEngine:
         last = int(np.flatnonzero(mask).max())
         return tuple(-1 if not mask[i] or cache[i] is None else int(cache[i] or 0) for i in range(last + 1))
 
-    def _handle(self, sequence: tuple[int, ...]) -> int:
-        self._sequences.append(sequence)
-        return len(self._sequences) - 1
+    def _remember(self, seed: tuple[int, ...], sequence: tuple[int, ...]) -> int:
+        """A hidden state: what it has read, and the committed context from which its draft started."""
+        self._hidden.append((seed, sequence))
+        return len(self._hidden) - 1

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pocketdraft.runtime import target as target_module
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.context import Context
 from pocketdraft.runtime.draft_length import Fixed
+from pocketdraft.runtime.drafters.mtp import MTPDrafter
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import Session, open_session
@@ -187,3 +191,149 @@ def test_sessions_of_one_target_do_not_see_each_other():
 
 def test_next_token_depends_on_every_token_before():
     assert len({next_token((a, 2, 3)) for a in range(VOCABULARY)}) > 3
+
+
+# Traps: each is put back, and the script must notice.
+
+
+class AdvancingDrafter(MTPDrafter):
+    """Moves its position on with each draft, as an ordinary draft model would."""
+
+    def propose(self, context: Context, count: int) -> Proposal:
+        run, step = self._target.engine.run, iter(range(count + 1))
+
+        def advancing(graph, inputs, cache=None):
+            if graph == self._graph:
+                inputs = inputs | {"input_pos": inputs["input_pos"] + next(step)}
+            return run(graph, inputs, cache)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self._target.engine, "run", advancing)
+            return super().propose(context, count)
+
+
+class FirstRowDrafter(MTPDrafter):
+    """Takes the hidden state of the pending token's row, whatever was accepted after it."""
+
+    def observe(self, verdict: Verdict, verified: Verified) -> None:
+        self._hidden = verified.hidden[0][None, None]
+
+
+def drafted_by(drafter_class: type[MTPDrafter]) -> list[int]:
+    target = Target(ScriptedEngine(scripted_manifest()))
+    cache = Cache(target.engine.new_cache(), target.context_length)
+    return emitted(Session(target, cache, drafter_class(target, cache), Fixed(4)), PROMPT, 20)
+
+
+def test_the_honest_drafter_passes_where_the_traps_below_do_not():
+    assert drafted_by(MTPDrafter) == plain(PROMPT, 20)
+
+
+def test_trap_position_advances_within_a_draft():
+    with pytest.raises(AssertionError, match="position"):
+        drafted_by(AdvancingDrafter)
+
+
+def test_trap_hidden_state_of_the_wrong_row():
+    with pytest.raises(AssertionError, match="another context"):
+        drafted_by(FirstRowDrafter)
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_trap_committed_length_one_off(monkeypatch, off):
+    monkeypatch.setattr(Cache, "keep", lambda self, rows: self.advance(len(rows) + off))
+    with pytest.raises((AssertionError, IndexError)):
+        assert drafted_by(MTPDrafter) == plain(PROMPT, 20)
+
+
+def test_trap_mask_shows_a_slot_too_many(monkeypatch):
+    monkeypatch.setattr(Target, "visible", lambda self, positions: (self._slots <= positions[:, None] + 1)[None, None])
+    with pytest.raises((AssertionError, OverflowError)):
+        assert drafted_by(MTPDrafter) == plain(PROMPT, 20)
+
+
+# What lies in the cache, round by round and turn by turn.
+
+
+class Oracle:
+    """Proposes what the target will say, but for the mistakes: any mixture from always right to always wrong."""
+
+    def __init__(self, mistakes: list[bool]) -> None:
+        self.mistakes = mistakes
+
+    def restart(self) -> None: ...
+
+    def propose(self, context: Context, count: int) -> Proposal:
+        tokens = plain(context.tokens, count)
+        wrong = [self.mistakes[(len(context.tokens) + i) % len(self.mistakes)] for i in range(len(tokens))]
+        return Proposal.chain([(token + spoil) % VOCABULARY for token, spoil in zip(tokens, wrong, strict=True)])
+
+    def observe(self, verdict: Verdict, verified: Verified) -> None: ...
+
+
+@settings(deadline=None)
+@given(
+    turns=st.lists(st.tuples(token_lists, st.integers(1, 12)), min_size=1, max_size=4),
+    mistakes=st.lists(st.booleans(), min_size=1, max_size=7),
+    drafts=st.integers(0, 6),
+    stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=2),
+    capacity=st.integers(20, 60),
+    per_layer=st.booleans(),
+)
+def test_after_each_round_the_cache_holds_the_context_but_for_the_pending_token(
+    turns, mistakes, drafts, stop, capacity, per_layer
+):
+    target = Target(ScriptedEngine(scripted_manifest(capacity, stop=tuple(stop), per_layer=per_layer)))
+    cache = Cache(target.engine.new_cache(), capacity)
+    session = Session(target, cache, Oracle(mistakes), Fixed(drafts))
+    tokens: list[int] = []
+    for prompt, budget in turns:
+        if len(tokens) + len(prompt) > capacity:
+            with pytest.raises(PocketdraftError, match="shorten it"):
+                next(session.generate(prompt, budget))
+            assert session.context.tokens == tokens, "a refused prompt changed the context"
+            continue
+        tokens += prompt
+        expected = plain(tokens, budget, stop, capacity)
+        for round_ in session.generate(prompt, budget):
+            tokens += round_.tokens
+            # Drafts that were kept are in the cache; the target's own token is not, unless a stop cut it off.
+            pending = len(round_.tokens) - round_.drafted
+            assert session.context.tokens == tokens
+            assert cache.length == len(tokens) - pending
+            assert cache.handle[: cache.length] == tokens[: cache.length]
+        assert tokens[len(tokens) - len(expected) :] == expected
+        session.stats.check()
+
+
+def test_a_stream_that_is_left_early_can_be_continued_by_another_turn():
+    session = open_session(ScriptedEngine(scripted_manifest()), "mtp", 4)
+    started = [token for _, round_ in zip(range(3), session.generate(PROMPT, 30), strict=False) for token in round_.tokens]
+    context = [*PROMPT, *started, 7]
+    assert emitted(session, [7], 9) == plain(context, 9)
+
+
+def test_prefill_takes_the_narrowest_graph_that_fits_both_prompt_and_cache():
+    engine = ScriptedEngine(scripted_manifest(11, prefill=(4, 8)))
+    assert emitted(open_session(engine, "none"), [1] * 11, 1) == plain([1] * 11, 1)
+    ran = [call for call in engine.calls if "embedder" not in call]
+    assert ran == ["prefill_8", "decode", "decode", "decode"]  # 2 of 3 free slots left: prefill_4 would not fit
+
+
+def test_remembered_embeddings_are_those_of_the_engine_when_others_had_to_go(monkeypatch):
+    monkeypatch.setattr(target_module, "REMEMBERED_ROWS", 2)
+    engine = ScriptedEngine(scripted_manifest())
+    assert emitted(open_session(engine, "mtp"), PROMPT, 30) == plain(PROMPT, 30)
+    assert engine.calls.count("embedder") > VOCABULARY
+
+
+def test_seconds_cover_the_rounds_and_not_what_the_caller_does_between_them():
+    session = open_session(ScriptedEngine(scripted_manifest()), "mtp", 4)
+    started, away = time.perf_counter(), 0.0
+    for _ in session.generate(PROMPT, 10):
+        left = time.perf_counter()
+        time.sleep(0.005)
+        away += time.perf_counter() - left
+    within = time.perf_counter() - started - away
+    assert all(seconds > 0 for seconds in session.stats.seconds.values())
+    assert sum(session.stats.seconds.values()) < within

@@ -225,7 +225,6 @@ class DecoderLayer(nn.Module):
     def __init__(self, geometry: Geometry, index: int) -> None:
         super().__init__()
         hidden, eps = geometry.hidden, geometry.eps
-        self.kind = geometry.layers[index].kind
         self.self_attn = Attention(geometry, index)
         self.mlp = MLP(hidden, geometry.layers[index].intermediate)
         self.input_layernorm = RMSNorm(hidden, eps)
@@ -270,9 +269,9 @@ class Trunk(nn.Module):
             projected = self.per_layer_model_projection(x) * g.hidden**-0.5
             projected = self.per_layer_projection_norm(projected.reshape(per_layer.shape))
             per_layer = (projected + per_layer) * 2.0**-0.5
-        for index, layer in enumerate(self.layers):
+        for index, (layer, kind) in enumerate(zip(self.layers, (layer.kind for layer in g.layers), strict=True)):
             own = per_layer[:, :, index] if per_layer is not None else None
-            x = layer(x, own, ropes[layer.kind], masks[layer.kind], kv)
+            x = layer(x, own, ropes[kind], masks[kind], kv)
         return self.norm(x)  # type: ignore[no-any-return]
 
 

@@ -59,6 +59,7 @@ def dense_target_config() -> Gemma4TextConfig:
         global_head_dim=64,
         sliding_window=16,
         hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=0,
         final_logit_softcapping=30.0,
         max_position_embeddings=1024,
         **SPECIAL,
@@ -84,6 +85,7 @@ def drafter_config(target: Gemma4TextConfig, centroids: bool, hidden: int = 64) 
         global_head_dim=full.head_dim,
         sliding_window=target.sliding_window,
         hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=0,
         max_position_embeddings=target.max_position_embeddings,
         **SPECIAL,
     )

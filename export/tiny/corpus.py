@@ -19,6 +19,7 @@ import sysconfig
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -58,7 +59,8 @@ class Corpus:
 def build_corpus(botocore_wheel: Path) -> Corpus:
     documents = {"code": _code(), "en": _en(), "es": _es(), "json": _json(botocore_wheel)}
     shuffle = random.Random(0)
-    training, held_out = {}, {}
+    training: dict[str, list[str]] = {}
+    held_out: dict[str, list[str]] = {}
     for domain, texts in documents.items():
         shuffle.shuffle(texts)
         count = max(20, len(texts) // 20)
@@ -138,7 +140,7 @@ def _json(wheel: Path) -> list[str]:
     wanted = re.compile(rf"data/({SERVICES})/[^/]*/service-2\.json\.gz$")
     texts = []
     for name in sorted(filter(wanted.search, archive.namelist())):
-        model = _without_documentation(json.loads(gzip.decompress(archive.read(name))))
+        model: Any = _without_documentation(json.loads(gzip.decompress(archive.read(name))))
         for section in ("operations", "shapes"):
             items = list(model[section].items())
             for start in range(0, len(items), 12):

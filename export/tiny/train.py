@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,8 +65,8 @@ def main() -> None:
     publish(target, drafter, work, chosen.out)
 
 
-def load(kind: type, folder: Path) -> torch.nn.Module:
-    model: torch.nn.Module = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+def load(kind: Any, folder: Path) -> Any:
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     return model.eval().requires_grad_(False)
 
 

@@ -40,7 +40,7 @@ def teach(target: Gemma4ForCausalLM, tokens: Tensor) -> Teacher:
 
 
 def masks(anchors: Tensor, length: int, window: int) -> dict[str, Tensor]:
-    """Additive [1, 1, anchors, length]: anchor t sees K/V of 0..t, on sliding layers those within the window of t + 1."""
+    """Additive [1, 1, anchors, length]: anchor t sees K/V of 0..t, on sliding layers those within the window."""
     slots, anchor = torch.arange(length)[None], anchors[:, None]
     full = slots <= anchor
     visible = {"full_attention": full, "sliding_attention": full & (slots > anchor + 1 - window)}
@@ -159,7 +159,7 @@ def add_centroid_head(
     return drafter.eval()
 
 
-def _mixed(training: Batches, written: Tensor, count: int, random: Tensor | torch.Generator) -> Tensor:
+def _mixed(training: Batches, written: Tensor, count: int, random: torch.Generator) -> Tensor:
     """Half held text, half the target's own: [count, LENGTH]."""
     own = written[torch.randint(0, len(written), (count // 2,), generator=random)]
     return torch.cat([training.draw(count - count // 2), own])

@@ -76,7 +76,8 @@ class Optimizer:
     """Muon for matrices, AdamW for tables and vectors; warm up, hold, cool down to 2 %."""
 
     def __init__(self, model: nn.Module, steps: int) -> None:
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, weight in model.named_parameters():
             if weight.requires_grad:
                 matrix = weight.ndim == 2 and "embed" not in name and "lm_head" not in name

@@ -1,0 +1,253 @@
+"""`pocketdraft export|validate|run|bench|inspect`. Bad input ends with one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from . import terminal
+from .engine import Engine, open_engine
+from .errors import PocketdraftError
+from .manifest import Manifest, open_bundle
+from .prompts import read_prompts
+from .session import open_session
+from .target import Target
+from .text import Tokenizer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Bundle = Annotated[Path, typer.Argument(help="A bundle made by `pocketdraft export`.")]
+Position = Literal["pending", "last_cached"]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
+Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]
+Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; default: the embedded set.")]
+
+
+def main() -> None:
+    terminal.silence_native_code()
+    try:
+        app()
+    except PocketdraftError as error:
+        print(f"pocketdraft: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def about(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Export a target and its drafter to the phone, and know beforehand that they agree."""
+    if version:
+        print(f"pocketdraft {metadata.version('pocketdraft')}")
+        raise typer.Exit
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle, or NAME.litertlm for the phone's file alone.")],
+    target: Annotated[Path | None, typer.Option(help="Target checkpoint; default: the embedded one.")] = None,
+    drafter: Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")] = None,
+    backend: Annotated[Literal["litert"], typer.Option(help="The phone's runtime.")] = "litert",
+    recipe: Annotated[str, typer.Option(help="f32, w8, w4, mixed, or a .toml file.")] = "mixed",
+    drafter_recipe: Annotated[str | None, typer.Option(help="Another recipe for the drafter.")] = None,
+    embedder_recipe: Annotated[str | None, typer.Option(help="Another recipe for the embedders.")] = None,
+    context: Annotated[int, typer.Option(help="Cache slots: prompt and output together.")] = 512,
+    prefill: Annotated[str, typer.Option(help="Widths of the prefill graphs.")] = "16,128",
+    drafts: Annotated[str, typer.Option(help="Draft lengths to verify; the first is LiteRT-LM's.")] = "4,1,2,8",
+    head: Annotated[Literal["auto", "dense", "centroid"], typer.Option(help="The drafter's head.")] = "auto",
+    position: Annotated[Position, typer.Option(help="The position that the drafter was trained at.")] = "pending",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint pair to a phone bundle."""
+    started = time.perf_counter()
+    with terminal.progress(quiet or as_json) as advance:
+        advance("Loading torch", 0, 1)
+        try:
+            from pocketdraft.export import pipeline, plan
+            from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+            from pocketdraft.quantize import recipe as recipes
+        except ModuleNotFoundError as error:
+            raise PocketdraftError(
+                f"Export needs {error.name}, which is not installed: pip install 'pocketdraft[export]'."
+            ) from error
+        wanted = plan.Plan(
+            target=target or TARGET_DIR,
+            drafter=drafter or DRAFTER_DIR,
+            out=out,
+            recipes=plan.Recipes(
+                target=recipes.load(recipe),
+                drafter=recipes.load(drafter_recipe or recipe),
+                embedder=recipes.load(embedder_recipe or recipe),
+            ),
+            backend=backend,
+            context=context,
+            prefill=_numbers("--prefill", prefill),
+            verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),
+            head=head,
+            position=position,
+        )
+        manifest = pipeline.build(wanted, advance)
+    size = sum(part.size for part in manifest.parts.values())
+    seconds = time.perf_counter() - started
+    if as_json:
+        print(
+            json.dumps({"out": str(out), "bytes": size, "seconds": round(seconds, 1), "graphs": len(manifest.graphs)})
+        )
+    else:
+        print(f"{out}: {len(manifest.graphs)} graphs, {size / 1e6:.1f} MB, exported in {seconds:.0f} s")
+
+
+@app.command()
+def validate(
+    bundle: Bundle,
+    target: Annotated[Path | None, typer.Option(help="The target checkpoint, for the parity ladder.")] = None,
+    drafter: Annotated[Path | None, typer.Option(help="The drafter checkpoint.")] = None,
+    prompts: Prompts = None,
+    per_domain: Annotated[int, typer.Option(help="Prompts taken of each domain.")] = 2,
+    max_tokens: Annotated[int, typer.Option(help="Tokens generated per prompt.")] = 64,
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Check parity, losslessness and LiteRT-LM's own output. Exit status 1 if something differs."""
+    from . import report
+    from .validate import validate as check
+
+    with terminal.progress(quiet or as_json) as advance:
+        engine = open_engine(bundle, threads)
+        texts = [prompt.text for prompt in read_prompts(prompts or _embedded_prompts(), per_domain)]
+        advance("Reading checkpoints", 0, 1)
+        rungs = _rungs(engine.manifest, target, drafter)
+        found = check(bundle, engine, texts, max_tokens, rungs, lambda what: advance(what, 0, 1))
+    print(json.dumps(found.to_json())) if as_json else report.print_validation(found, bundle)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    bundle: Bundle,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 128,
+    drafter: Annotated[str, typer.Option(help="mtp, prompt_lookup or none.")] = "mtp",
+    drafts: Annotated[int, typer.Option(help="Drafts per round.")] = 4,
+    threads: Threads = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt, streaming; then the same without drafts, to compare."""
+    from . import report
+
+    with terminal.progress(quiet or as_json) as advance:
+        advance("Opening the bundle", 0, 1)
+        engine, tokenizer = _open(bundle, threads)
+    ids, target = tokenizer.encode(prompt), Target(engine)
+    session, stream, text = open_session(engine, drafter, drafts, target), tokenizer.stream(), ""
+    drafted: list[int] = []
+    started = time.perf_counter()
+    for emitted in session.generate(ids, max_tokens):
+        drafted.extend(emitted.tokens)
+        piece = stream.feed(emitted.tokens)
+        text += piece
+        if not as_json:
+            print(piece, end="", flush=True)
+    drafted_s = time.perf_counter() - started
+    plain_session, started = open_session(engine, "none", 0, target), time.perf_counter()
+    plain = [token for emitted in plain_session.generate(ids, max_tokens) for token in emitted.tokens]
+    result = {
+        "text": text,
+        "finish": session.context.finish,
+        "drafter": drafter,
+        "identical": plain == drafted,
+        "plain_tokens_per_s": round(len(plain) / (time.perf_counter() - started), 1),
+        "drafted_tokens_per_s": round(len(drafted) / drafted_s, 1),
+        "stats": session.stats.to_json(),
+    }
+    print(json.dumps(result)) if as_json else report.print_run(result, quiet)
+
+
+@app.command()
+def bench(
+    bundle: Bundle,
+    prompts: Prompts = None,
+    per_domain: Annotated[int, typer.Option(help="Prompts taken of each domain.")] = 16,
+    max_tokens: Annotated[int, typer.Option(help="Tokens generated per prompt.")] = 96,
+    drafts: Annotated[int, typer.Option(help="Drafts per round.")] = 4,
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Plain against drafted by domain, paired; the last line is JSON."""
+    from . import report
+    from .bench import bench as measure
+    from .validate import cross_check
+
+    with terminal.progress(quiet or as_json) as advance:
+        engine, tokenizer = _open(bundle, threads)
+        chosen = read_prompts(prompts or _embedded_prompts(), per_domain)
+        total = len(chosen)
+        domains = measure(
+            Target(engine),
+            tokenizer,
+            chosen,
+            max_tokens,
+            drafts,
+            lambda done: advance("Plain and drafted", done, total),
+        )
+        advance("LiteRT-LM on the same prompts", 0, 1)
+        outputs = [list(run.tokens) for domain in domains.values() for run in domain.runs["none"]]
+        texts = [prompt.text for name in domains for prompt in chosen if prompt.domain == name]
+        litert_lm = cross_check(bundle, engine.manifest, texts, tokenizer, outputs, max_tokens)
+    summary = report.summarize(domains, litert_lm)
+    if not as_json:
+        report.print_bench(domains, litert_lm, drafts, threads)
+    print(json.dumps(summary))
+    if not summary["identical"] or litert_lm.outcome == "fail":
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(bundle: Bundle, as_json: Json = False) -> None:
+    """Graphs, sizes, dtypes and recipe of a bundle."""
+    from . import report
+
+    manifest = open_bundle(bundle)
+    print(manifest.dump()) if as_json else report.print_manifest(manifest, bundle)
+
+
+def _open(bundle: Path, threads: int) -> tuple[Engine, Tokenizer]:
+    engine = open_engine(bundle, threads)
+    return engine, Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
+
+
+def _rungs(manifest: Manifest, target: Path | None, drafter: Path | None):  # type: ignore[no-untyped-def]
+    """The torch rungs of the ladder, or None where torch or the checkpoints are not at hand."""
+    try:
+        from pocketdraft.export import rungs
+    except ModuleNotFoundError:
+        return None
+    folders = rungs.find_checkpoints(manifest, target, drafter)
+    return rungs.rungs(manifest, *folders) if folders else None
+
+
+def _embedded_prompts() -> Path:
+    from pocketdraft.export.tiny import PROMPTS_FILE
+
+    return PROMPTS_FILE
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise PocketdraftError(
+            f"{option} is {text!r}; give whole numbers with commas between, such as 4,1,2,8."
+        ) from error

@@ -1,0 +1,144 @@
+"""The parity ladder: feed the same tokens to the same graphs on several engines, compare what comes out.
+
+Each rung gets the top rung's embeddings and hidden states as inputs, so an error shows in the graph that
+made it. K/V is each rung's own and is compared layer by layer, which names the layer where two rungs part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .engine import Engine
+from .manifest import GraphSpec, Manifest
+
+Outputs = dict[str, npt.NDArray[np.float32]]
+DRAFT_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One graph on two rungs. `argmax_agreement` and `kl` (nats, mean over rows) are of the logits, if any.
+
+    `layer` is the first one whose K/V differs by more than `limit`, "output" where K/V agrees.
+    """
+
+    graph: str
+    max_error: float
+    mean_error: float
+    argmax_agreement: float | None
+    kl: float | None
+    layer: str | None
+    limit: float | None
+
+    @property
+    def passed(self) -> bool:
+        return bool(np.isfinite(self.max_error)) and (self.limit is None or self.max_error <= self.limit)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Inputs by position: `rows[name][:, position]`; `hidden` seeds the drafter's chain of steps."""
+
+    tokens: tuple[int, ...]
+    rows: dict[str, npt.NDArray[np.float32]]
+    hidden: list[npt.NDArray[np.float32]]
+
+
+def climb(
+    manifest: Manifest, engine: Engine, tokens: Sequence[int], feed: Feed | None
+) -> tuple[dict[str, Outputs], Feed]:
+    """Runs every graph of the bundle once. Without a feed the engine becomes the top rung and makes one."""
+    rows = feed.rows if feed else {}
+    found: dict[str, Outputs] = {}
+    for role, name in (("embed", "embeddings"), ("embed_per_layer", "per_layer_embeddings")):
+        for graph in manifest.graphs_of(role):
+            outputs = [engine.run(graph.name, {"token_ids": np.array([[t]], np.int32)}) for t in tokens]
+            found[graph.name] = {"embeddings": np.concatenate([o["embeddings"] for o in outputs], 1)}
+            if feed is None:
+                rows[name] = found[graph.name]["embeddings"]
+    cache, position = engine.new_cache(), 0
+    for graph in (*manifest.graphs_of("prefill"), *manifest.graphs_of("decode")):
+        found[graph.name] = _run_target(engine, graph, cache, rows, position)
+        position += graph.width
+    for graph in manifest.graphs_of("verify"):  # each at the same place, over what the one before left there
+        found[graph.name] = _run_target(engine, graph, cache, rows, position)
+    seed = found["decode"]["activations"]
+    hidden = feed.hidden if feed else [seed]
+    found["mtp_drafter"] = _run_drafter(engine, cache, rows["embeddings"], position, hidden, chain=feed is None)
+    return found, Feed(tuple(tokens), rows, hidden)
+
+
+def tokens_needed(manifest: Manifest) -> int:
+    """Length of the text that `climb` feeds."""
+    prefill = sum(graph.width for graph in manifest.graphs_of("prefill"))
+    return prefill + 1 + max(DRAFT_STEPS, *(graph.width for graph in manifest.graphs_of("verify")))
+
+
+def compare(
+    upper: dict[str, Outputs], lower: dict[str, Outputs], limits: Mapping[str, float | None]
+) -> list[Difference]:
+    """Graph by graph; `limits` by graph name, None where a difference is only reported."""
+    return [_difference(name, upper[name], lower[name], limits[name]) for name in upper]
+
+
+def _run_target(engine: Engine, graph: GraphSpec, cache: Any, rows: Outputs, position: int) -> Outputs:
+    context = engine.manifest.context_length
+    positions = np.arange(position, position + graph.width, dtype=np.int32)
+    inputs: dict[str, npt.NDArray[Any]] = {name: row[:, positions] for name, row in rows.items()}
+    inputs |= {"input_pos": positions, "mask": (np.arange(context) <= positions[:, None])[None, None]}
+    outputs = dict(engine.run(graph.name, inputs, cache))
+    outputs = {name: value for name, value in outputs.items() if graph.role != "prefill"}
+    for name, value in engine.read_kv(cache).items():
+        outputs[name] = value[:, :, positions] if name.startswith("kv_cache_k") else value[..., positions]
+    return outputs
+
+
+def _run_drafter(
+    engine: Engine, cache: Any, embeddings: Any, committed: int, hidden: list[npt.NDArray[np.float32]], chain: bool
+) -> Outputs:
+    """A draft of DRAFT_STEPS at a constant position. The top rung feeds itself; the others get its states."""
+    position = np.array([committed - 1], np.int32)
+    mask = (np.arange(engine.manifest.context_length) < committed)[None, None, None]
+    logits, projected = [], []
+    for step in range(DRAFT_STEPS):
+        embedding = embeddings[:, committed + step : committed + step + 1]
+        inputs = {"activations": np.concatenate([embedding, hidden[step]], -1), "input_pos": position, "mask": mask}
+        outputs = engine.run("mtp_drafter", inputs, cache)
+        logits.append(outputs["logits"])
+        projected.append(outputs["projected_activations"])
+        if chain:
+            hidden.append(outputs["projected_activations"])
+    return {"logits": np.concatenate(logits, 1), "projected_activations": np.concatenate(projected, 1)}
+
+
+def _difference(graph: str, upper: Outputs, lower: Outputs, limit: float | None) -> Difference:
+    errors = {name: np.abs(lower[name] - upper[name]) for name in upper}
+    kv = sorted((n for n in errors if n.startswith("kv_cache_")), key=lambda n: int(n.rpartition("_")[2]))
+    scored = {name: error for name, error in errors.items() if name not in kv} or errors
+    worst = max(float(error.max()) for error in scored.values())
+    layer = None
+    if limit is not None and not worst <= limit:
+        parted = next((name for name in kv if not errors[name].max() <= limit), None)
+        layer = f"layer {parted.rpartition('_')[2]}" if parted else "output"
+    agreement = kl = None
+    if "logits" in upper:
+        agreement = float((upper["logits"].argmax(-1) == lower["logits"].argmax(-1)).mean())
+        kl = float(_kl(upper["logits"], lower["logits"]))
+    mean = float(np.mean([error.mean() for error in scored.values()]))
+    return Difference(graph, worst, mean, agreement, kl, layer, limit)
+
+
+def _kl(upper: npt.NDArray[np.float32], lower: npt.NDArray[np.float32]) -> float:
+    p, q = _log_softmax(upper), _log_softmax(lower)
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def _log_softmax(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    shifted = x.astype(np.float64) - x.max(-1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

@@ -1,0 +1,192 @@
+"""Is the bundle what it claims to be? The parity ladder, the law, and the cross-check in LiteRT-LM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from . import litert_lm
+from .cache import Cache
+from .engine import Engine
+from .ladder import Difference, Feed, climb, compare, tokens_needed
+from .manifest import Manifest
+from .proposal import NOTHING, Proposal
+from .session import open_session
+from .target import Floats, Target
+from .text import Tokenizer
+
+FLOAT_LIMIT = 1e-3  # largest error of a float graph's outputs, in their own units
+Progress = Callable[[str], None]
+Rungs = Iterator[tuple[str, Engine]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """`info` is reported and cannot fail; `skipped` says why in `detail`."""
+
+    name: str
+    outcome: Literal["pass", "fail", "info", "skipped"]
+    detail: str
+
+
+@dataclass
+class Validation:
+    checks: list[Check] = field(default_factory=list)
+    ladder: dict[str, list[Difference]] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        ladder = all(d.passed for rung in self.ladder.values() for d in rung)
+        return ladder and all(check.outcome != "fail" for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        rungs = {name: [asdict(d) | {"passed": d.passed} for d in rung] for name, rung in self.ladder.items()}
+        return {"passed": self.passed, "checks": [asdict(c) for c in self.checks], "ladder": rungs}
+
+
+def validate(
+    folder: Path, engine: Engine, texts: Sequence[str], budget: int, rungs: Rungs | None, progress: Progress
+) -> Validation:
+    """`rungs` come from `export.rungs`; without them the ladder is skipped, for want of torch or checkpoints."""
+    manifest, found = engine.manifest, Validation()
+    tokenizer = Tokenizer(folder / "tokenizer.json", manifest.tokens.bos)
+    prompts = [tokenizer.encode(text) for text in texts]
+    progress("Parity ladder")
+    if rungs is None:
+        found.checks.append(
+            Check("parity ladder", "skipped", "give --target and --drafter, and install pocketdraft[export]")
+        )
+    else:
+        found.ladder = _climb_all(engine, rungs, prompts)
+    progress("T=1 decode against T=K verify")
+    target = Target(engine)
+    gap = verify_gap(target, prompts[0])
+    found.checks.append(Check("T=1 decode vs T=K verify", "info", f"logits differ by at most {gap:.2e}"))
+    outputs = []
+    for index, prompt in enumerate(prompts):
+        progress(f"Plain against drafted, prompt {index + 1} of {len(prompts)}")
+        outputs.append(_generate(target, prompt, "none", budget))
+    for drafter in ("mtp", "prompt_lookup"):
+        drafted = [_generate(target, prompt, drafter, budget) for prompt in prompts]
+        found.checks.append(_identity(target, drafter, prompts, outputs, drafted, gap))
+    progress("LiteRT-LM")
+    found.checks.append(cross_check(folder, manifest, texts, tokenizer, outputs, budget))
+    return found
+
+
+def verify_gap(target: Target, prompt: Sequence[int]) -> float:
+    """Largest difference in logits between decoding tokens one by one and verifying them together."""
+    cache = Cache(target.engine.new_cache(), target.context_length)
+    target.prefill(cache, prompt[:-1])
+    start, token, tokens, single = cache.length, prompt[-1], [], []
+    for _ in range(min(target.longest_draft(cache) + 1, cache.room)):
+        verified = target.verify(cache, token, NOTHING)
+        tokens.append(token)
+        single.append(verified.logits[0])
+        cache.keep((0,))
+        token = int(verified.logits[0].argmax())
+    gap = 0.0
+    for width in range(2, len(tokens) + 1):
+        cache.truncate(start)
+        together = target.verify(cache, tokens[0], Proposal.chain(tokens[1:width])).logits
+        gap = max(gap, float(np.abs(together - np.stack(single[:width])).max()))
+    return gap
+
+
+def cross_check(
+    folder: Path, manifest: Manifest, texts: Sequence[str], tokenizer: Tokenizer, outputs: list[list[int]], budget: int
+) -> Check:
+    """LiteRT-LM's text, speculation off and on, against ours. It spells special tokens out, but for stop tokens."""
+    file, stop = manifest.parts["target"].file, manifest.tokens.stop
+    name = "LiteRT-LM"
+    if not litert_lm.installed():
+        return Check(name, "skipped", "install pocketdraft[litert-lm] to run the bundle in LiteRT-LM itself")
+    replies = [litert_lm.run(folder / file, texts, budget, speculate) for speculate in (False, True)]
+    for speculation, reply in zip(("off", "on"), replies, strict=True):
+        for index, theirs in enumerate(reply.texts):
+            ours = tokenizer.decode([token for token in outputs[index] if token not in stop], special=True)
+            if not litert_lm.same_text(ours, theirs):
+                return Check(
+                    name, "fail", f"speculation {speculation}, prompt {index + 1}: {theirs[:60]!r}, ours {ours[:60]!r}"
+                )
+    rate = replies[1].success_rate
+    accepted = f", it accepted {rate:.1%} of its drafts" if rate is not None else ""
+    return Check(name, "pass", f"same text with speculation off and on, {len(texts)} prompts{accepted}")
+
+
+def _climb_all(engine: Engine, rungs: Rungs, prompts: list[list[int]]) -> dict[str, list[Difference]]:
+    """Compares each rung with the one above. A float rung must agree to FLOAT_LIMIT.
+
+    What quantization costs is reported; the quantized graph must then be nearer to the quantized step than
+    that step is to the float one.
+    """
+    text = [token for prompt in prompts for token in prompt]
+    length = tokens_needed(engine.manifest)
+    tokens = (text * (length // len(text) + 1))[:length]
+    found: dict[str, list[Difference]] = {}
+    above: tuple[str, dict[str, dict[str, Floats]]] | None = None
+    feed: Feed | None = None
+    cost: dict[str, float] = {}
+    for name, rung in _then(rungs, ("graph", engine)):
+        outputs, feed = climb(engine.manifest, rung, tokens, feed)
+        if above:
+            quantizing = name == "quantized step"
+            limits = {graph: None if quantizing else max(FLOAT_LIMIT, cost.get(graph, 0.0)) for graph in outputs}
+            rows = compare(above[1], outputs, limits)
+            if quantizing:
+                cost = {difference.graph: difference.max_error for difference in rows}
+            found[f"{above[0]} -> {name}"] = rows
+        above = (name, outputs)
+    return found
+
+
+def _then(rungs: Rungs, last: tuple[str, Engine]) -> Rungs:
+    """Lazily: a later rung may change the one before in place."""
+    yield from rungs
+    yield last
+
+
+def _generate(target: Target, prompt: list[int], drafter: str, budget: int) -> list[int]:
+    session = open_session(target.engine, drafter, target=target)
+    tokens = [token for emitted in session.generate(prompt, budget) for token in emitted.tokens]
+    session.stats.check()
+    return tokens
+
+
+def _identity(
+    target: Target,
+    drafter: str,
+    prompts: list[list[int]],
+    plain: list[list[int]],
+    drafted: list[list[int]],
+    gap: float,
+) -> Check:
+    name = f"{drafter} vs plain"
+    near_ties = []
+    for number, (prompt, ours, theirs) in enumerate(zip(prompts, plain, drafted, strict=True), 1):
+        if ours == theirs:
+            continue
+        at = next(
+            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+        )
+        margin = _margin(target, [*prompt, *ours[:at]])
+        if margin > gap:
+            return Check(
+                name, "fail", f"prompt {number} differs at token {at}, where the top two are {margin:.2e} apart"
+            )
+        near_ties.append(f"prompt {number} token {at} (margin {margin:.2e})")
+    if near_ties:
+        return Check(name, "info", f"identical but for near-ties: {', '.join(near_ties)}")
+    return Check(name, "pass", f"identical tokens on {len(prompts)} prompts")
+
+
+def _margin(target: Target, tokens: list[int]) -> float:
+    """How far apart the best two logits are after `tokens`."""
+    cache = Cache(target.engine.new_cache(), target.context_length)
+    target.prefill(cache, tokens[:-1])
+    top = np.sort(target.verify(cache, tokens[-1], NOTHING).logits[0])[-2:]
+    return float(top[1] - top[0])

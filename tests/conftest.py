@@ -1,0 +1,67 @@
+"""Pairs and bundles that several tests share, made once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Small widths: sliding windows, several prefill graphs and two verify widths, in as few graphs as that takes.
+WIDTHS = {"context": 96, "prefill": (8, 32), "verify": (5, 2)}
+
+
+@dataclass(frozen=True)
+class Pair:
+    target: Path
+    drafter: Path
+
+
+@pytest.fixture(scope="session")
+def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    """Random weights in E2B's shape ("shared") or 12B's and 31B's ("dense"), saved as checkpoints."""
+    import torch
+    from pocketdraft.export.tiny import TARGET_DIR, configs
+
+    torch.set_num_threads(1)
+    made: dict[str, Pair] = {}
+
+    def make(shape: str) -> Pair:
+        if shape not in made:
+            target = configs.target_config() if shape == "shared" else configs.dense_target_config()
+            target.sliding_window = 16
+            drafter = configs.drafter_config(target, centroids=shape == "shared", hidden=48)
+            folder = tmp_path_factory.mktemp(shape)
+            made[shape] = Pair(folder / "target", folder / "drafter")
+            models = configs.random_pair(target, drafter, seed=0)
+            for model, path in zip(models, (made[shape].target, made[shape].drafter), strict=True):
+                model.save_pretrained(path)
+                (path / "tokenizer.json").write_bytes((TARGET_DIR / "tokenizer.json").read_bytes())
+        return made[shape]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_bundle(
+    make_pair: Callable[[str], Pair], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """A LiteRT bundle by shape and recipe. Takes about ten seconds for each."""
+    from pocketdraft.export.pipeline import build
+    from pocketdraft.export.plan import Plan, Recipes
+    from pocketdraft.quantize.recipe import load
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(shape: str, recipe: str) -> Path:
+        if (shape, recipe) not in made:
+            pair, one = make_pair(shape), load(recipe)
+            out = tmp_path_factory.mktemp("bundles") / f"{shape}-{recipe}"
+            build(Plan(pair.target, pair.drafter, out, Recipes(one, one, one), **WIDTHS))
+            made[shape, recipe] = out
+        return made[shape, recipe]
+
+    return make

@@ -1,0 +1,203 @@
+"""Porting traps: each is put back into our graphs, and the parity ladder must see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import WIDTHS, Pair
+from pocketdraft.export.backends.eager import EagerEngine
+from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.models import gemma4
+from pocketdraft.export.pipeline import make_steps
+from pocketdraft.export.plan import Plan, Recipes
+from pocketdraft.export.reference import TransformersEngine
+from pocketdraft.export.step import Plain
+from pocketdraft.export.steps import mtp, target
+from pocketdraft.quantize.recipe import load
+from pocketdraft.runtime.ladder import climb, compare, tokens_needed
+from pocketdraft.runtime.manifest import DrafterSpec, Manifest
+from scripted import scripted_manifest
+
+LIMIT = 1e-3
+
+
+@pytest.fixture(scope="module")
+def reference(make_pair):
+    """What transformers gives, by shape: computed once, compared with every broken variant."""
+    done = {}
+
+    def of(shape: str):
+        if shape not in done:
+            pair = make_pair(shape)
+            manifest, _ = steps_of(pair, shape)
+            engine = TransformersEngine(manifest, Checkpoint.open(pair.target), Checkpoint.open(pair.drafter))
+            tokens = np.random.default_rng(0).integers(3, manifest.vocab_size, tokens_needed(manifest)).tolist()
+            done[shape] = (*climb(manifest, engine, tokens, None), tokens)
+        return done[shape]
+
+    return of
+
+
+def steps_of(pair: Pair, shape: str) -> tuple[Manifest, list]:
+    recipe = load("f32")
+    plan = Plan(pair.target, pair.drafter, Path(), Recipes(recipe, recipe, recipe), **WIDTHS)
+    files = Checkpoint.open(pair.target), Checkpoint.open(pair.drafter)
+    steps, layout = make_steps(plan, *files, Plain())
+    geometry = gemma4.Geometry.from_config(files[0].text_config)
+    drafter = DrafterSpec(
+        kind="mtp",
+        head="centroid" if shape == "shared" else "dense",
+        position="pending",
+        kv_full=geometry.last_owner("full"),
+        kv_sliding=geometry.last_owner("sliding"),
+    )
+    blank = scripted_manifest().model_dump()
+    blank |= {"graphs": [step.spec for step in steps], "kv": layout.layers, "drafter": drafter}
+    blank |= {"vocab_size": geometry.vocab, "context_length": layout.context}
+    return Manifest.model_validate(blank), steps
+
+
+def failing_graphs(reference, make_pair: Callable[[str], Pair], shape: str) -> set[str]:
+    outputs, feed, tokens = reference(shape)
+    manifest, steps = steps_of(make_pair(shape), shape)
+    ours, _ = climb(manifest, EagerEngine(manifest, steps), tokens, feed)
+    return {d.graph for d in compare(outputs, ours, dict.fromkeys(ours, LIMIT)) if not d.passed}
+
+
+TARGET_GRAPHS = {"decode", "verify", "verify_2"}
+
+
+@pytest.mark.parametrize("shape", ["shared", "dense"])
+def test_every_graph_agrees_with_transformers(reference, make_pair, shape):
+    assert failing_graphs(reference, make_pair, shape) == set()
+
+
+def test_trap_unscaled_embedding(reference, make_pair, monkeypatch):
+    monkeypatch.setattr(target.math, "sqrt", lambda size: 1.0)
+    assert failing_graphs(reference, make_pair, "shared") == {"embedder", "per_layer_embedder"}
+
+
+def test_trap_hidden_state_before_the_final_norm(reference, make_pair, monkeypatch):
+    def forward(self, embeddings, input_pos, mask, per_layer_embeddings=None, **kv_cache):
+        seen = {}
+        hook = self.trunk.norm.register_forward_pre_hook(lambda _, inputs: seen.update(hidden=inputs[0]))
+        outputs = original(self, embeddings, input_pos, mask, per_layer_embeddings, **kv_cache)
+        hook.remove()
+        return outputs | ({"activations": seen["hidden"]} if "activations" in outputs else {})
+
+    original = target._TargetStep.forward
+    monkeypatch.setattr(target._TargetStep, "forward", forward)
+    assert failing_graphs(reference, make_pair, "shared") == TARGET_GRAPHS
+
+
+def test_trap_position_of_the_last_cached_token_in_the_drafter(reference, make_pair, monkeypatch):
+    class Unshifted(mtp._DraftStep):
+        def __init__(self, drafter, head, offset, operators):
+            super().__init__(drafter, head, 0, operators)
+
+    monkeypatch.setattr(mtp, "_DraftStep", Unshifted)
+    assert failing_graphs(reference, make_pair, "shared") == {"mtp_drafter"}
+
+
+@pytest.mark.parametrize("shape", ["shared", "dense"])
+def test_trap_full_instead_of_partial_rope(reference, make_pair, monkeypatch, shape):
+    original = gemma4.rotary
+    monkeypatch.setattr(gemma4, "rotary", lambda size, theta, fraction, at: original(size, theta, 1.0, at))
+    assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, shape)
+
+
+def test_trap_rope_exponent_over_the_rotated_part_only(reference, make_pair, monkeypatch):
+    def over_rotated(size, theta, fraction, at):
+        return original(size, theta ** (1 / fraction), fraction, at)
+
+    original = gemma4.rotary
+    monkeypatch.setattr(gemma4, "rotary", over_rotated)
+    assert failing_graphs(reference, make_pair, "shared") >= TARGET_GRAPHS
+
+
+def test_trap_v_not_taken_from_k(reference, make_pair, monkeypatch):
+    """Where V is K, it is K before its norm and rotation; here it is K after them."""
+
+    def write(self, layer, key, value):
+        is_full = key.shape[-1] == 64
+        original(self, layer, key, key if is_full else value)
+
+    from pocketdraft.export.step import StepKV
+
+    original = StepKV.write
+    monkeypatch.setattr(StepKV, "write", write)
+    assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "dense")
+
+
+def test_trap_softcap_on_the_drafter(reference, make_pair, monkeypatch):
+    def forward(self, *inputs, **named):
+        outputs = original(self, *inputs, **named)
+        return outputs | {"logits": torch.tanh(outputs["logits"] / 30.0) * 30.0}
+
+    original = mtp._DraftStep.forward
+    monkeypatch.setattr(mtp._DraftStep, "forward", forward)
+    assert failing_graphs(reference, make_pair, "dense") == {"mtp_drafter"}
+
+
+def test_trap_no_softcap_on_the_target(reference, make_pair, monkeypatch):
+    original = target._TargetStep.__init__
+
+    def init(self, *inputs):
+        original(self, *inputs)
+        self.softcap = None
+
+    monkeypatch.setattr(target._TargetStep, "__init__", init)
+    assert failing_graphs(reference, make_pair, "shared") == TARGET_GRAPHS
+
+
+def test_trap_sliding_window_read_forward(reference, make_pair, monkeypatch):
+    def forward_masks(mask, positions, window):
+        masks = original(mask, positions, window)
+        slots = torch.arange(mask.shape[-1])
+        ahead = slots[None] < positions[:, None] + window
+        masks["sliding"] = torch.where(mask & ahead[None, None], 0.0, gemma4.MASKED)
+        return masks
+
+    original = gemma4.additive_masks
+    monkeypatch.setattr(gemma4, "additive_masks", forward_masks)
+    assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_trap_sliding_window_one_off(reference, make_pair, monkeypatch, off):
+    original = gemma4.additive_masks
+    monkeypatch.setattr(gemma4, "additive_masks", lambda mask, at, window: original(mask, at, window + off))
+    assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
+
+
+def test_trap_bool_mask_added_instead_of_applied(reference, make_pair, monkeypatch):
+    def added(mask, positions, window):
+        return {"full": mask.float(), "sliding": mask.float()}
+
+    monkeypatch.setattr(gemma4, "additive_masks", added)
+    assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
+
+
+def test_trap_centroid_head_skipped(reference, make_pair, monkeypatch):
+    class Dense(mtp._DraftStep):
+        def __init__(self, drafter, head, offset, operators):
+            super().__init__(drafter, "dense", offset, operators)
+
+    monkeypatch.setattr(mtp, "_DraftStep", Dense)
+    assert failing_graphs(reference, make_pair, "shared") == {"mtp_drafter"}
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_trap_drafter_reads_kv_one_past_or_one_short(reference, make_pair, monkeypatch, shift):
+    def forward(self, activations, input_pos, mask, **kv_cache):
+        seen = int(mask.sum()) + shift
+        wrong = (torch.arange(mask.shape[-1]) < seen)[None, None, None]
+        return original(self, activations, input_pos, wrong, **kv_cache)
+
+    original = mtp._DraftStep.forward
+    monkeypatch.setattr(mtp._DraftStep, "forward", forward)
+    assert failing_graphs(reference, make_pair, "shared") == {"mtp_drafter"}
