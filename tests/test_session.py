@@ -308,7 +308,9 @@ def test_after_each_round_the_cache_holds_the_context_but_for_the_pending_token(
 
 def test_a_stream_that_is_left_early_can_be_continued_by_another_turn():
     session = open_session(ScriptedEngine(scripted_manifest()), "mtp", 4)
-    started = [token for _, round_ in zip(range(3), session.generate(PROMPT, 30), strict=False) for token in round_.tokens]
+    started = [
+        token for _, round_ in zip(range(3), session.generate(PROMPT, 30), strict=False) for token in round_.tokens
+    ]
     context = [*PROMPT, *started, 7]
     assert emitted(session, [7], 9) == plain(context, 9)
 
@@ -337,3 +339,19 @@ def test_seconds_cover_the_rounds_and_not_what_the_caller_does_between_them():
     within = time.perf_counter() - started - away
     assert all(seconds > 0 for seconds in session.stats.seconds.values())
     assert sum(session.stats.seconds.values()) < within
+
+
+class Deaf(Parrot):
+    """Proposes all it has, however little was asked for."""
+
+    def propose(self, context: Context, count: int) -> Proposal:
+        return Proposal.chain(self.tokens)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 4])
+def test_a_drafter_that_ignores_the_count_cannot_overshoot_the_budget(budget):
+    target = Target(ScriptedEngine(scripted_manifest()))
+    session = Session(target, Cache(target.engine.new_cache(), 64), Deaf(RIGHT[:4]), Fixed(4))
+    assert emitted(session, PROMPT, budget) == RIGHT[:budget]
+    assert session.cache.length == len(session.context.tokens)
+    session.stats.check()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.text import Tokenizer, TextStream
+from pocketdraft.runtime.text import TextStream, Tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
@@ -26,9 +26,7 @@ def byte_fallback() -> HFTokenizer:
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "\u2581", "\u2581a", "é", "\ufffd"]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = HFTokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken("<eos>", special=True)])
     return tokenizer
 

@@ -6,7 +6,7 @@ reads the very same buffer: a round copies no K/V.
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,13 @@ from ..engine import Arrays
 from ..errors import PocketdraftError
 from ..manifest import GraphSpec, Manifest, Part, TensorSpec
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+@dataclass
+class KVBuffers:
+    """K/V of one sequence by tensor name, and the buffer lists of each graph that has run on it."""
 
-KVBuffers = dict[str, Any]  # tensor name -> TensorBuffer
+    by_name: dict[str, Any]
+    bound: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
+
 
 
 class LiteRTEngine:
@@ -32,6 +36,7 @@ class LiteRTEngine:
         from ai_edge_litert.options import Options
 
         self.manifest = manifest
+        self._no_kv = KVBuffers({})  # for the embedders
         environment = Environment.create()
         options = Options(cpu_options=CpuOptions(num_threads=threads))
         self._models = {}
@@ -45,19 +50,20 @@ class LiteRTEngine:
 
     def new_cache(self) -> KVBuffers:
         decode = self._graphs["decode"]
-        cache = {}
+        cache = KVBuffers({})
         for tensor in decode.spec.inputs:
             if tensor.is_kv:
-                cache[tensor.name] = decode.model.create_input_buffer_by_name("decode", tensor.name)
-                cache[tensor.name].write(np.zeros(tensor.shape, tensor.dtype))
+                buffer = decode.model.create_input_buffer_by_name("decode", tensor.name)
+                buffer.write(np.zeros(tensor.shape, tensor.dtype))
+                cache.by_name[tensor.name] = buffer
         return cache
 
     def run(self, graph: str, inputs: Arrays, cache: KVBuffers | None = None) -> dict[str, npt.NDArray[Any]]:
-        return self._graphs[graph].run(inputs, cache or {})
+        return self._graphs[graph].run(inputs, self._no_kv if cache is None else cache)
 
     def read_kv(self, cache: KVBuffers) -> dict[str, npt.NDArray[np.float32]]:
         specs = {tensor.name: tensor for tensor in self._graphs["decode"].spec.inputs if tensor.is_kv}
-        return {name: _read(buffer, specs[name]) for name, buffer in cache.items()}
+        return {name: _read(buffer, specs[name]) for name, buffer in cache.by_name.items()}
 
     def close(self) -> None:
         self._graphs.clear()
@@ -69,22 +75,30 @@ class _Graph:
 
     def __init__(self, model: Any, spec: GraphSpec) -> None:
         self.model, self.spec = model, spec
-        self._kv_in = [t.name for t in spec.inputs if t.is_kv]
-        self._kv_out = [t.name for t in spec.outputs if t.is_kv]
+        self._index = model.get_signature_index(spec.name)
+        # LiteRT's own order, which is not the order of the steps.
+        signature = model.get_signature_list()[spec.name]
+        self._order = signature["inputs"], signature["outputs"]
         self._inputs = {
             t.name: model.create_input_buffer_by_name(spec.name, t.name) for t in spec.inputs if not t.is_kv
         }
-        self._outputs = [
-            (t, model.create_output_buffer_by_name(spec.name, t.name)) for t in spec.outputs if not t.is_kv
-        ]
+        self._outputs = {
+            t.name: model.create_output_buffer_by_name(spec.name, t.name) for t in spec.outputs if not t.is_kv
+        }
+        self._reads = [(t, int(np.prod(t.shape)), np.dtype(t.dtype)) for t in spec.outputs if not t.is_kv]
 
     def run(self, inputs: Arrays, cache: KVBuffers) -> dict[str, npt.NDArray[Any]]:
         for name, buffer in self._inputs.items():
             buffer.write(inputs[name])
-        feed = self._inputs | {name: cache[name] for name in self._kv_in}
-        take = {t.name: buffer for t, buffer in self._outputs} | {name: cache[name] for name in self._kv_out}
-        self.model.run_by_name(self.spec.name, feed, take)
-        return {tensor.name: _read(buffer, tensor) for tensor, buffer in self._outputs}
+        bound = cache.bound.get(self.spec.name)
+        if bound is None:
+            bound = cache.bound[self.spec.name] = self._bind(cache)
+        self.model.run_by_index(self._index, *bound)
+        return {t.name: self._outputs[t.name].read(size, dtype).reshape(t.shape) for t, size, dtype in self._reads}
+
+    def _bind(self, cache: KVBuffers) -> tuple[list[Any], list[Any]]:
+        inputs, outputs = self._inputs | cache.by_name, self._outputs | cache.by_name
+        return [inputs[name] for name in self._order[0]], [outputs[name] for name in self._order[1]]
 
 
 def open_engine(folder: Path, manifest: Manifest, threads: int) -> LiteRTEngine:

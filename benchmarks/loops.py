@@ -1,0 +1,220 @@
+"""Three loops on one pair: this runtime's, LiteRT-LM's and transformers' assisted generation.
+
+    python benchmarks/loops.py [--size tiny|large] [--recipe w8] [--repeats 5]
+
+Every repeat runs all of them in turn, on the same prompts and with one thread, so that noise hits them alike;
+what is reported are medians, and medians of the ratios within a repeat. "large" is a pair of the same shape
+with random weights (nothing is accepted, every round is refused at its first draft), made on the spot.
+
+The physics: a round costs one verify and K draft calls, whatever runs the loop. What a loop adds is the host's
+work between graph calls, shown as `outside`, the share of a drafted round that no graph call accounts for.
+
+The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from pocketdraft.export.hf_compat import patch_transformers
+from pocketdraft.export.pipeline import build
+from pocketdraft.export.plan import Plan, Recipes
+from pocketdraft.export.tiny import DRAFTER_DIR, PROMPTS_FILE, TARGET_DIR, configs
+from pocketdraft.quantize.recipe import load
+from pocketdraft.runtime import litert_lm, terminal
+from pocketdraft.runtime.engine import open_engine
+from pocketdraft.runtime.prompts import read_prompts
+from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.target import Target
+from pocketdraft.runtime.text import Tokenizer
+from rich.console import Console
+from rich.table import Table
+from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM
+
+DRAFTS = 4
+METHODS = ("pocketdraft", "LiteRT-LM", "transformers")
+
+
+class TimedModel:
+    """Stands in for a CompiledModel and adds up the time of its graph calls."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.seconds = model, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def run_by_index(self, *inputs: Any) -> None:
+        started = time.perf_counter()
+        self._model.run_by_index(*inputs)
+        self.seconds += time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("tiny", "large"), default="tiny")
+    parser.add_argument("--recipe", default="w8")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--work", type=Path, default=Path("build/bench"))
+    chosen = parser.parse_args()
+    terminal.silence_native_code()
+    torch.set_num_threads(1)
+    patch_transformers()
+    target_dir, drafter_dir = large_pair(chosen.work) if chosen.size == "large" else (TARGET_DIR, DRAFTER_DIR)
+    bundle = chosen.work / f"{chosen.size}-{chosen.recipe}"
+    with terminal.progress(quiet=False) as advance:
+        if not bundle.exists():
+            recipe = load(chosen.recipe)
+            build(
+                Plan(target_dir, drafter_dir, bundle, Recipes(recipe, recipe, recipe), prefill=(64,), verify=(5,)),
+                advance,
+            )
+        texts = [prompt.text for prompt in read_prompts(PROMPTS_FILE, per_domain=2)]
+        peers = (Peer(bundle, texts, chosen.max_tokens), OtherPeer(bundle, texts, chosen.max_tokens))
+        hf = TransformersPeer(target_dir, drafter_dir, bundle, texts, chosen.max_tokens)
+        speeds: dict[tuple[str, bool], list[float]] = {}
+        for repeat in range(chosen.repeats + 1):
+            advance("Repeats", repeat, chosen.repeats + 1)
+            for peer in (*peers, hf):
+                for drafted in (False, True):
+                    speed = peer.tokens_per_s(drafted)
+                    if repeat:  # the first one warms up
+                        speeds.setdefault((peer.name, drafted), []).append(speed)
+    report(chosen, speeds, peers[0])
+
+
+class Peer:
+    """This runtime. Time of the first round, which holds the prefill, is left out."""
+
+    name = "pocketdraft"
+
+    def __init__(self, bundle: Path, texts: list[str], budget: int) -> None:
+        self.engine, self.budget = open_engine(bundle, 1), budget
+        tokenizer = Tokenizer(bundle / "tokenizer.json", self.engine.manifest.tokens.bos)
+        self.prompts = [tokenizer.encode(text) for text in texts]
+        self.target = Target(self.engine)
+        self.models = []
+        for graph in self.engine._graphs.values():  # type: ignore[attr-defined]
+            self.models.append(TimedModel(graph.model))
+            graph.model = self.models[-1]
+        self.rounds_s = self.graphs_s = 0.0
+
+    def tokens_per_s(self, drafted: bool) -> float:
+        seconds, tokens = 0.0, 0
+        for prompt in self.prompts:
+            session = open_session(self.engine, "mtp" if drafted else "none", DRAFTS, self.target)
+            stream = session.generate(prompt, self.budget)
+            next(stream)
+            before, started = self._graph_seconds(), time.perf_counter()
+            tokens += sum(len(emitted.tokens) for emitted in stream)
+            spent = time.perf_counter() - started
+            seconds += spent
+            if drafted:
+                self.rounds_s += spent
+                self.graphs_s += self._graph_seconds() - before
+        return tokens / seconds
+
+    def _graph_seconds(self) -> float:
+        return sum(model.seconds for model in self.models)
+
+    @property
+    def outside(self) -> float:
+        return 1 - self.graphs_s / self.rounds_s
+
+
+class OtherPeer:
+    name = "LiteRT-LM"
+
+    def __init__(self, bundle: Path, texts: list[str], budget: int) -> None:
+        self.file, self.texts, self.budget = bundle / "model.litertlm", texts, budget
+
+    def tokens_per_s(self, drafted: bool) -> float:
+        replies = litert_lm.run(self.file, self.texts, self.budget, drafted)
+        return sum(replies.tokens) / sum(replies.decode_s)
+
+
+class TransformersPeer:
+    """Eager float32, with the prompt's prefill in its time: a peer for the loop's shape, not for its speed."""
+
+    name = "transformers"
+
+    def __init__(self, target: Path, drafter: Path, bundle: Path, texts: list[str], budget: int) -> None:
+        self.model = Gemma4ForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
+        self.assistant = Gemma4AssistantForCausalLM.from_pretrained(drafter, dtype=torch.float32).eval()
+        self.assistant.generation_config.num_assistant_tokens = DRAFTS
+        self.assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        tokenizer = Tokenizer(bundle / "tokenizer.json", self.model.config.bos_token_id)
+        self.prompts = [torch.tensor([tokenizer.encode(text)]) for text in texts[::2]]
+        self.budget = budget
+
+    def tokens_per_s(self, drafted: bool) -> float:
+        options = {"assistant_model": self.assistant} if drafted else {}
+        tokens, started = 0, time.perf_counter()
+        for prompt in self.prompts:
+            output = self.model.generate(prompt, max_new_tokens=self.budget, do_sample=False, pad_token_id=0, **options)
+            tokens += output.shape[1] - prompt.shape[1]
+        return tokens / (time.perf_counter() - started)
+
+
+def large_pair(work: Path) -> tuple[Path, Path]:
+    """Same shape, 47 million parameters outside the embeddings, random weights."""
+    folders = work / "large" / "target", work / "large" / "drafter"
+    if not folders[1].exists():
+        target = configs.target_config()
+        target.hidden_size, target.intermediate_size, target.num_attention_heads = 640, 2560, 8
+        target.sliding_window = 256
+        drafter = configs.drafter_config(target, centroids=True, hidden=256)
+        for model, folder in zip(configs.random_pair(target, drafter, seed=0), folders, strict=True):
+            model.save_pretrained(folder)
+            (folder / "tokenizer.json").write_bytes((TARGET_DIR / "tokenizer.json").read_bytes())
+    return folders
+
+
+def report(chosen: argparse.Namespace, speeds: dict[tuple[str, bool], list[float]], ours: Peer) -> None:
+    table = Table(
+        "loop",
+        "plain tok/s",
+        "drafted tok/s",
+        "drafted / plain",
+        "pocketdraft is",
+        title=f"{chosen.size}, {chosen.recipe}",
+    )
+    found: dict[str, Any] = {"size": chosen.size, "recipe": chosen.recipe, "outside": round(ours.outside, 4)}
+    for name in METHODS:
+        plain, drafted = speeds[name, False], speeds[name, True]
+        gain = statistics.median(b / a for a, b in zip(plain, drafted, strict=True))
+        ratios = [
+            statistics.median(a / b for a, b in zip(speeds["pocketdraft", d], speeds[name, d], strict=True))
+            for d in (False, True)
+        ]
+        found[name] = {
+            "plain_tokens_per_s": round(statistics.median(plain), 1),
+            "drafted_tokens_per_s": round(statistics.median(drafted), 1),
+            "drafted_over_plain": round(gain, 3),
+            "pocketdraft_over_this": {"plain": round(ratios[0], 3), "drafted": round(ratios[1], 3)},
+        }
+        table.add_row(
+            name,
+            f"{statistics.median(plain):.0f}",
+            f"{statistics.median(drafted):.0f}",
+            f"{gain:.2f}x",
+            f"{ratios[0]:.2f}x plain, {ratios[1]:.2f}x drafted",
+        )
+    Console().print(table)
+    print(f"outside of graph calls: {ours.outside:.1%} of a drafted round")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
