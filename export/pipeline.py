@@ -25,7 +25,8 @@ from . import litertlm
 from .backends import litert
 from .checkpoint import Checkpoint
 from .kv_layout import KVLayout
-from .models import gemma4
+from .models.gemma4 import Geometry, load_target
+from .models.gemma4_assistant import load_drafter
 from .pair import check_pair
 from .plan import Plan
 from .staging import staged
@@ -78,7 +79,7 @@ def build(plan: Plan, progress: Progress = lambda *_: None) -> Manifest:
             graphs=tuple(step.spec for step in steps),
             parts=located,
             drafter=drafter_spec(
-                gemma4.Geometry.from_config(target_files.text_config),
+                Geometry.from_config(target_files.text_config),
                 head_of(plan, drafter_files),
                 plan.position,
             ),
@@ -103,8 +104,8 @@ def make_steps(
     plan: Plan, target_files: Checkpoint, drafter_files: Checkpoint, operators: Operators
 ) -> tuple[list[Step], KVLayout]:
     """All graphs of the pair, part by part."""
-    target = gemma4.load_target(target_files)
-    drafter = gemma4.load_drafter(drafter_files, target.geometry)
+    target = load_target(target_files)
+    drafter = load_drafter(drafter_files, target.geometry)
     layout = KVLayout.of(target.geometry, plan.context)
     head = head_of(plan, drafter_files)
     return [

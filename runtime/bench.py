@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,16 +19,15 @@ NOVEL_TOKENS = 4
 
 @dataclass(frozen=True)
 class Run:
-    """One generation. `decode_s` leaves out the prompt and the first round, `timed` tokens came after it."""
+    """One generation. `decode_s` is the time of its rounds, without the prompt's prefill."""
 
     tokens: tuple[int, ...]
     decode_s: float
-    timed: int
     novel: tuple[int, ...]  # accepted drafts of the rounds that wrote something new
 
     @property
     def tokens_per_s(self) -> float:
-        return self.timed / self.decode_s
+        return len(self.tokens) / self.decode_s
 
 
 @dataclass
@@ -40,16 +38,14 @@ class DomainBench:
     stats: dict[str, Stats] = field(default_factory=lambda: {method: Stats() for method in METHODS})
 
     def tokens_per_s(self, method: str) -> float:
-        """Median over the prompts that went on for longer than a round."""
-        speeds = [run.tokens_per_s for run in self.runs[method] if run.timed]
-        return statistics.median(speeds) if speeds else 0.0
+        """Median over prompts."""
+        return statistics.median(run.tokens_per_s for run in self.runs[method])
 
     @property
     def ratio(self) -> float:
         """Median over prompts of drafted over plain speed."""
         pairs = zip(self.runs["none"], self.runs["mtp"], strict=True)
-        ratios = [drafted.tokens_per_s / plain.tokens_per_s for plain, drafted in pairs if plain.timed]
-        return statistics.median(ratios) if ratios else 1.0
+        return statistics.median(drafted.tokens_per_s / plain.tokens_per_s for plain, drafted in pairs)
 
     @property
     def identical(self) -> bool:
@@ -101,21 +97,18 @@ def bench(
 
 
 def _run(session: Session, prompt: list[int], budget: int) -> Run:
-    rounds, started = [], 0.0
-    for emitted in session.generate(prompt, budget):
-        rounds.append(emitted)
-        started = started or time.perf_counter()
-    seconds = time.perf_counter() - started
+    before = sum(session.stats.seconds.values())
+    rounds = list(session.generate(prompt, budget))
+    seconds = sum(session.stats.seconds.values()) - before
     session.stats.check()
     tokens = tuple(token for emitted in rounds for token in emitted.tokens)
-    timed = len(tokens) - len(rounds[0].tokens)
     whole, novel, at = [*prompt, *tokens], [], len(prompt) + len(rounds[0].tokens)
-    for emitted in rounds[1:]:
+    for emitted in rounds[1:]:  # the first one has no draft
         coming = whole[at : at + NOVEL_TOKENS]
         if len(coming) == NOVEL_TOKENS and not _occurs(coming, whole[: at + NOVEL_TOKENS - 1]):
             novel.append(emitted.drafted)
         at += len(emitted.tokens)
-    return Run(tokens, max(seconds, 1e-9), timed, tuple(novel))
+    return Run(tokens, seconds, tuple(novel))
 
 
 def _occurs(needle: list[int], hay: list[int]) -> bool:

@@ -159,6 +159,9 @@ def run(
         text += piece
         if not as_json:
             print(piece, end="", flush=True)
+    text += (rest := stream.finish())
+    if not as_json:
+        print(rest, end="", flush=True)
     drafted_s = time.perf_counter() - started
     plain_session, started = open_session(engine, "none", 0, target), time.perf_counter()
     plain = [token for emitted in plain_session.generate(ids, max_tokens) for token in emitted.tokens]

@@ -15,12 +15,13 @@ import hashlib
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from .errors import PocketdraftError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
+TOKENIZER_NAME = "tokenizer.json"
 
 
 class _Frozen(BaseModel):
@@ -78,8 +79,8 @@ class Part(_Frozen):
     """Where a part's graphs lie: a byte range of one of the bundle's files."""
 
     file: str
-    offset: int
-    size: int
+    offset: NonNegativeInt
+    size: PositiveInt
 
 
 class Tokens(_Frozen):
@@ -91,7 +92,7 @@ class Tokens(_Frozen):
 
 class FileEntry(_Frozen):
     sha256: str
-    size: int
+    size: NonNegativeInt
 
 
 class Source(_Frozen):
@@ -135,6 +136,8 @@ def read(folder: Path) -> Manifest:
         raise PocketdraftError(f"{folder} is no bundle: it has no {MANIFEST_NAME}; make one with `pocketdraft export`.")
     try:
         version = _Version.model_validate_json(path.read_bytes()).format_version
+        if version < 1:
+            raise PocketdraftError(f"{path} has format version {version}, the first is 1; export the bundle again.")
         if version > FORMAT_VERSION:
             raise PocketdraftError(
                 f"{path} has format version {version}, this pocketdraft reads up to {FORMAT_VERSION}: "
@@ -147,9 +150,7 @@ def read(folder: Path) -> Manifest:
         raise PocketdraftError(f"{path} is damaged at {where} ({first['msg']}); export the bundle again.") from error
     for name in manifest.files:
         _inside(folder, name)
-    for part in manifest.parts.values():
-        if part.file not in manifest.files:
-            raise PocketdraftError(f"{path} takes a graph from {part.file}, which it does not list; export again.")
+    _check_consistency(path, manifest)
     return manifest
 
 
@@ -165,6 +166,28 @@ def open_bundle(folder: Path) -> Manifest:
     return manifest
 
 
+def _check_consistency(path: Path, manifest: Manifest) -> None:
+    """What a runtime relies on without looking: listed files, parts within them, the roles of every bundle."""
+    if TOKENIZER_NAME not in manifest.files:
+        raise PocketdraftError(f"{path} does not list {TOKENIZER_NAME}; export the bundle again.")
+    for name, part in manifest.parts.items():
+        if part.file not in manifest.files:
+            raise PocketdraftError(f"{path} takes a graph from {part.file}, which it does not list; export again.")
+        end, size = part.offset + part.size, manifest.files[part.file].size
+        if end > size:
+            raise PocketdraftError(
+                f"{path} places {name} up to byte {end} of {part.file}, which has {size}; export again."
+            )
+    for role in ("embed", "prefill", "decode", "verify", "draft"):
+        if not manifest.graphs_of(role):
+            raise PocketdraftError(f"{path} has no {role} graph; export the bundle again.")
+    missing = next((graph for graph in manifest.graphs if graph.part not in manifest.parts), None)
+    if missing:
+        raise PocketdraftError(
+            f"{path} has a graph {missing.name} in a part {missing.part!r} that it lacks; export again."
+        )
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -172,6 +195,8 @@ def sha256(path: Path) -> str:
 
 def _inside(folder: Path, name: str) -> Path:
     parts = PurePosixPath(name)
+    if "\0" in name:
+        raise PocketdraftError(f"{folder / MANIFEST_NAME} names {name!r}, which is no file name; do not trust it.")
     path = folder / name
     if parts.is_absolute() or ".." in parts.parts or not path.resolve().is_relative_to(folder.resolve()):
         raise PocketdraftError(f"{folder / MANIFEST_NAME} names {name!r}, which leaves the bundle; do not trust it.")

@@ -51,10 +51,9 @@ class Session:
             verdict = accept.greedy(verified.logits, proposal)
             cache.keep(verdict.rows)
             drafter.observe(verdict, verified)
-            stats.record(proposal, verdict)
             emitted = context.commit(verdict, cache.room)
             cache.truncate(len(context.tokens))
-            stats.record_emitted(verdict, emitted)
+            stats.record(proposal, verdict, emitted)
             lap("host")
             yield emitted
 

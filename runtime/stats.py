@@ -17,24 +17,16 @@ RoundPart = Literal["draft", "verify", "host"]
 
 @dataclass
 class Stats:
-    """Counts of tokens unless said otherwise.
+    """What the rounds gave, in tokens; the counts are derived from one table of outcomes.
 
     Every round ends with one token of the target's own: `corrected` where a draft was refused, `bonus` where
     all were accepted (or none was proposed). `cut` is what a stop token or the budget took away again, after
     `accepted` had counted it. `seconds` is time within rounds: drafting, verifying, and the rest of the loop.
     """
 
-    rounds: int = 0
-    drafted_rounds: int = 0
-    proposed: int = 0
-    accepted: int = 0
-    corrected: int = 0
-    bonus: int = 0
+    outcomes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (proposed, accepted) -> rounds
     emitted: int = 0
     cut: int = 0
-    proposed_at: Counter[int] = field(default_factory=Counter)
-    reached_at: Counter[int] = field(default_factory=Counter)  # proposed, and all drafts before it accepted
-    accepted_at: Counter[int] = field(default_factory=Counter)
     seconds: dict[RoundPart, float] = field(default_factory=lambda: {"draft": 0.0, "verify": 0.0, "host": 0.0})
 
     def stopwatch(self) -> Callable[[RoundPart], None]:
@@ -49,54 +41,60 @@ class Stats:
 
         return lap
 
-    def record(self, proposal: Proposal, verdict: Verdict) -> None:
+    def record(self, proposal: Proposal, verdict: Verdict, emitted: Emitted) -> None:
         count = len(verdict.accepted)
-        self.rounds += 1
-        self.drafted_rounds += bool(proposal)
-        self.proposed += len(proposal)
-        self.accepted += count
-        refused = count < len(proposal)
-        self.corrected += refused
-        self.bonus += not refused
-        self.proposed_at.update(range(len(proposal)))
-        self.reached_at.update(range(count + refused))
-        self.accepted_at.update(range(count))
-
-    def record_emitted(self, verdict: Verdict, emitted: Emitted) -> None:
+        self.outcomes[len(proposal), count] += 1
         self.emitted += len(emitted.tokens)
-        self.cut += len(verdict.accepted) + 1 - len(emitted.tokens)
+        self.cut += count + 1 - len(emitted.tokens)
+
+    @property
+    def rounds(self) -> int:
+        return self.outcomes.total()
+
+    @property
+    def proposed(self) -> int:
+        return sum(proposed * rounds for (proposed, _), rounds in self.outcomes.items())
+
+    @property
+    def accepted(self) -> int:
+        return sum(accepted * rounds for (_, accepted), rounds in self.outcomes.items())
+
+    @property
+    def corrected(self) -> int:
+        return self._count(lambda proposed, accepted: accepted < proposed)
+
+    @property
+    def bonus(self) -> int:
+        return self.rounds - self.corrected
 
     @property
     def accepted_per_round(self) -> float:
         """Mean over the rounds that proposed something; the target's own token is not counted."""
-        return self.accepted / self.drafted_rounds if self.drafted_rounds else 0.0
+        drafted = self._count(lambda proposed, _: proposed > 0)
+        return self.accepted / drafted if drafted else 0.0
 
     def acceptance_by_position(self) -> list[float]:
         """Of the rounds that proposed a draft k, the share that accepted it, and so all before it."""
-        return [self.accepted_at[k] / self.proposed_at[k] for k in sorted(self.proposed_at)]
+        return [
+            self._count(lambda _, accepted, k=k: accepted > k) / self._count(lambda proposed, _, k=k: proposed > k)
+            for k in range(self._longest)
+        ]
 
     def conditional_acceptance_by_position(self) -> list[float]:
         """Of the rounds that accepted all drafts before a proposed draft k, the share that accepted it too."""
-        return [self.accepted_at[k] / self.reached_at[k] for k in sorted(self.reached_at)]
+        reached = [
+            self._count(lambda proposed, accepted, k=k: proposed > k and accepted >= k) for k in range(self._longest)
+        ]
+        return [self._count(lambda _, accepted, k=k: accepted > k) / count for k, count in enumerate(reached) if count]
 
     def check(self) -> None:
         """Raises AssertionError where the counts contradict each other."""
-        assert self.corrected + self.bonus == self.rounds
+        assert all(accepted <= proposed for proposed, accepted in self.outcomes)
         assert self.accepted + self.rounds == self.emitted + self.cut
-        assert self.accepted <= self.proposed
-        assert sum(self.accepted_at.values()) == self.accepted
-        assert sum(self.reached_at.values()) == self.accepted + self.corrected  # a refusal is seen once a round
-        assert all(self.accepted_at[k] <= self.reached_at[k] <= self.proposed_at[k] for k in self.proposed_at)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "rounds": self.rounds,
-            "proposed": self.proposed,
-            "accepted": self.accepted,
-            "corrected": self.corrected,
-            "bonus": self.bonus,
-            "emitted": self.emitted,
-            "cut": self.cut,
+        counts = ("rounds", "proposed", "accepted", "corrected", "bonus", "emitted", "cut")
+        return {name: getattr(self, name) for name in counts} | {
             "accepted_per_round": round(self.accepted_per_round, 4),
             "acceptance_by_position": [round(share, 4) for share in self.acceptance_by_position()],
             "conditional_acceptance_by_position": [
@@ -104,3 +102,10 @@ class Stats:
             ],
             "seconds": {part: round(seconds, 6) for part, seconds in self.seconds.items()},
         }
+
+    @property
+    def _longest(self) -> int:
+        return max((proposed for proposed, _ in self.outcomes), default=0)
+
+    def _count(self, holds: Callable[..., bool]) -> int:
+        return sum(rounds for outcome, rounds in self.outcomes.items() if holds(*outcome))

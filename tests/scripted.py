@@ -70,7 +70,7 @@ def scripted_manifest(
         vocab_size=VOCABULARY,
         kv=(KVLayer(layer=0, kind="full", heads=1, head_dim=1),),
         graphs=tuple(graphs),
-        parts={"target": Part(file="model.litertlm", offset=0, size=1)},
+        parts={name: Part(file="model.litertlm", offset=0, size=1) for name in ("target", "drafter", "embedder")},
         drafter=DrafterSpec(kind="mtp", head="dense", position="pending", kv_full=0, kv_sliding=0),
         tokens=Tokens(bos=None, stop=stop),
         recipe={},

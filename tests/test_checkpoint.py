@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from pocketdraft.export.checkpoint import Checkpoint
-from pocketdraft.export.models.gemma4 import load_drafter, load_target
+from pocketdraft.export.models.gemma4 import load_target
+from pocketdraft.export.models.gemma4_assistant import load_drafter
 from pocketdraft.export.pair import check_pair
 from pocketdraft.runtime.errors import PocketdraftError
 from safetensors.torch import load_file, save_file

@@ -21,8 +21,10 @@ def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / "model.litertlm").write_bytes(MODEL)
+    (folder / "tokenizer.json").write_bytes(MODEL)
     entry = FileEntry(sha256=hashlib.sha256(MODEL).hexdigest(), size=len(MODEL))
-    manifest = scripted_manifest().model_copy(update={"files": {"model.litertlm": entry}})
+    files = {"model.litertlm": entry, "tokenizer.json": entry}
+    manifest = scripted_manifest().model_copy(update={"files": files})
     (folder / "bundle.json").write_text(manifest.dump())
     return folder
 
@@ -111,3 +113,20 @@ def test_a_path_that_leaves_the_bundle_is_refused_unread(bundle, name):
 def test_a_part_of_a_file_that_is_not_listed_is_refused(bundle):
     edit(bundle, lambda values: values["parts"]["target"].update(file="other.litertlm"))
     assert "takes a graph from other.litertlm" in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda v: v["files"].pop("tokenizer.json"), "does not list tokenizer.json"),
+        (lambda v: v["parts"]["target"].update(offset=-1), "damaged at parts.target.offset"),
+        (lambda v: v["parts"]["target"].update(size=10**6), "places target up to byte 1000000"),
+        (lambda v: v.update(graphs=[]), "has no embed graph"),
+        (lambda v: v["parts"].pop("drafter"), "in a part 'drafter' that it lacks"),
+        (lambda v: v.update(format_version=0), "format version 0, the first is 1"),
+        (lambda v: v["files"].update({"a\0b": v["files"]["tokenizer.json"]}), "is no file name"),
+    ],
+)
+def test_a_manifest_that_a_runtime_could_not_run_is_refused(bundle, change, says):
+    edit(bundle, change)
+    assert says in refused(bundle)

@@ -1,7 +1,6 @@
-"""Gemma 4's text target and its MTP assistant, written for export.
+"""Gemma 4's text target, written for export.
 
-The same arithmetic as transformers' `modeling_gemma4.py` and `modeling_gemma4_assistant.py`, with static
-shapes, K/V as explicit tensors and parameter names equal to the checkpoint's, so that loading is a rename
+The same arithmetic as transformers' `modeling_gemma4.py`, with static shapes, K/V as explicit tensors and parameter names equal to the checkpoint's, so that loading is a rename
 of prefixes. Batch is 1 throughout. Letters in shapes: T tokens of a call, S cache slots, D hidden size,
 H query heads, G KV heads, d head size, L layers, P per-layer embedding size, V vocabulary.
 """
@@ -130,7 +129,7 @@ class RMSNorm(nn.Module):
         return x if self.weight is None else x * self.weight
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
+def linear(inputs: int, outputs: int) -> nn.Linear:
     return nn.Linear(inputs, outputs, bias=False)
 
 
@@ -174,15 +173,15 @@ class Attention(nn.Module):
         layer = geometry.layers[index]
         self.heads, self.layer = geometry.heads, layer
         self.index = index
-        self.q_proj = _linear(geometry.hidden, geometry.heads * layer.head_dim)
+        self.q_proj = linear(geometry.hidden, geometry.heads * layer.head_dim)
         self.q_norm = RMSNorm(layer.head_dim, geometry.eps)
-        self.o_proj = _linear(geometry.heads * layer.head_dim, geometry.hidden)
+        self.o_proj = linear(geometry.heads * layer.head_dim, geometry.hidden)
         if layer.owns_kv:
-            self.k_proj = _linear(geometry.hidden, layer.kv_heads * layer.head_dim)
+            self.k_proj = linear(geometry.hidden, layer.kv_heads * layer.head_dim)
             self.k_norm = RMSNorm(layer.head_dim, geometry.eps)
             self.v_norm = RMSNorm(layer.head_dim, geometry.eps, scaled=False)
             if not layer.v_is_k:
-                self.v_proj = _linear(geometry.hidden, layer.kv_heads * layer.head_dim)
+                self.v_proj = linear(geometry.hidden, layer.kv_heads * layer.head_dim)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
         tokens, size = x.shape[1], self.layer.head_dim
@@ -213,9 +212,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, hidden: int, intermediate: int) -> None:
         super().__init__()
-        self.gate_proj = _linear(hidden, intermediate)
-        self.up_proj = _linear(hidden, intermediate)
-        self.down_proj = _linear(intermediate, hidden)
+        self.gate_proj = linear(hidden, intermediate)
+        self.up_proj = linear(hidden, intermediate)
+        self.down_proj = linear(intermediate, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(_gelu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
@@ -233,8 +232,8 @@ class DecoderLayer(nn.Module):
         self.post_feedforward_layernorm = RMSNorm(hidden, eps)
         self.layer_scalar = nn.Parameter(torch.empty(1))
         if geometry.per_layer:
-            self.per_layer_input_gate = _linear(hidden, geometry.per_layer)
-            self.per_layer_projection = _linear(geometry.per_layer, hidden)
+            self.per_layer_input_gate = linear(hidden, geometry.per_layer)
+            self.per_layer_projection = linear(geometry.per_layer, hidden)
             self.post_per_layer_input_norm = RMSNorm(hidden, eps)
 
     def forward(
@@ -257,7 +256,7 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(geometry, i) for i in range(len(geometry.layers)))
         self.norm = RMSNorm(geometry.hidden, geometry.eps)
         if geometry.per_layer:
-            self.per_layer_model_projection = _linear(geometry.hidden, len(self.layers) * geometry.per_layer)
+            self.per_layer_model_projection = linear(geometry.hidden, len(self.layers) * geometry.per_layer)
             self.per_layer_projection_norm = RMSNorm(geometry.per_layer, geometry.eps)
 
     def forward(self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
@@ -283,49 +282,9 @@ class Target(nn.Module):
         self.geometry = geometry
         self.trunk = Trunk(geometry)
         self.embed_tokens = nn.Embedding(geometry.vocab, geometry.hidden)
-        self.lm_head = _linear(geometry.hidden, geometry.vocab)
+        self.lm_head = linear(geometry.hidden, geometry.vocab)
         if geometry.per_layer:
             self.embed_tokens_per_layer = nn.Embedding(geometry.vocab, len(geometry.layers) * geometry.per_layer)
-
-
-class CentroidHead(nn.Module):
-    """Logits of the tokens under the best centroids only (E2B's and E4B's drafters).
-
-    `token_ordering` lists the vocabulary centroid by centroid. Only the selected rows of the head are read;
-    the others come out at one below the least selected logit, as in transformers' masked embedder.
-    """
-
-    def __init__(self, vocab: int, hidden: int, centroids: int, top: int) -> None:
-        super().__init__()
-        self.vocab, self.count, self.top = vocab, centroids, top
-        self.centroids = _linear(hidden, centroids)
-        self.rows = nn.Embedding(vocab, hidden)  # tied to the drafter's lm_head
-        self.token_ordering = nn.Parameter(torch.empty(vocab, dtype=torch.int64), requires_grad=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[1, 1, D] -> logits [1, 1, V]."""
-        best = torch.topk(self.centroids(hidden)[0, 0], self.top).indices
-        members = self.token_ordering.to(torch.int32).reshape(self.count, -1)[best].reshape(-1)
-        selected = nn.functional.linear(hidden[0], self.rows(members))
-        floor = (selected.amin(-1, keepdim=True) - 1.0).expand(1, self.vocab)
-        return floor.scatter(1, members.to(torch.int64)[None], selected)[None]
-
-
-class Drafter(nn.Module):
-    """`Gemma4AssistantForCausalLM`: one draft step over the target's K/V, of which it owns none.
-
-    `centroids` 0 means that the checkpoint has no centroid head.
-    """
-
-    def __init__(self, geometry: Geometry, backbone: int, centroids: int, top: int) -> None:
-        super().__init__()
-        self.geometry = geometry
-        self.trunk = Trunk(geometry)
-        self.pre_projection = _linear(2 * backbone, geometry.hidden)
-        self.post_projection = _linear(geometry.hidden, backbone)
-        self.lm_head = _linear(geometry.hidden, geometry.vocab)
-        if centroids:
-            self.masked_embedding = CentroidHead(geometry.vocab, geometry.hidden, centroids, top)
 
 
 def load_target(checkpoint: Checkpoint) -> Target:
@@ -333,16 +292,3 @@ def load_target(checkpoint: Checkpoint) -> Target:
         target = Target(Geometry.from_config(checkpoint.text_config))
     checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
     return target.eval()
-
-
-def load_drafter(checkpoint: Checkpoint, target: Geometry) -> Drafter:
-    config = checkpoint.config
-    count = config.num_centroids if config.use_ordered_embeddings else 0
-    with torch.device("meta"):
-        geometry = Geometry.from_config(checkpoint.text_config, target)
-        drafter = Drafter(geometry, config.backbone_hidden_size, count, config.centroid_intermediate_top_k)
-    tied = {"lm_head.weight": "embed_tokens.weight"}
-    if count:
-        tied["masked_embedding.rows.weight"] = "lm_head.weight"
-    checkpoint.load_into(drafter, tied)
-    return drafter.eval()

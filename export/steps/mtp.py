@@ -8,7 +8,8 @@ from pocketdraft.runtime.manifest import DrafterSpec, GraphSpec
 from torch import Tensor, nn
 
 from ..kv_layout import KVLayout
-from ..models.gemma4 import Drafter, Geometry
+from ..models.gemma4 import Geometry
+from ..models.gemma4_assistant import Drafter
 from ..step import Operators, Step, StepKV, spec
 
 Head = Literal["dense", "centroid"]

@@ -100,6 +100,7 @@ def prompts(tokenizer: Tokenizer, held_out: dict[str, list[str]]) -> list[dict[s
 
 def publish(target: Gemma4ForCausalLM, drafter: Gemma4AssistantForCausalLM, work: Path, out: Path) -> None:
     """bfloat16 weights: rounding them costs nothing that the figures show."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / "prompts.jsonl").write_bytes((work / "prompts.jsonl").read_bytes())
     drafter.generation_config.num_assistant_tokens = 4
     for name, model in (("target", target), ("drafter", drafter)):

@@ -17,13 +17,13 @@ from ..engine import Arrays
 from ..errors import PocketdraftError
 from ..manifest import GraphSpec, Manifest, Part, TensorSpec
 
+
 @dataclass
 class KVBuffers:
     """K/V of one sequence by tensor name, and the buffer lists of each graph that has run on it."""
 
     by_name: dict[str, Any]
     bound: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
-
 
 
 class LiteRTEngine:
