@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from itertools import groupby
-from pathlib import Path
 
 from pocketdraft.quantize.weights import WeightError, error_of
 from pocketdraft.runtime.manifest import (
@@ -41,20 +39,23 @@ ERRORS_NAME = "quantization.json"
 
 
 def build(plan: Plan, progress: Progress = lambda *_: None) -> Manifest:
-    """Writes the bundle `plan.out` atomically. Raises PocketdraftError for bad input, before any long work."""
+    """Writes the bundle `plan.out` atomically, or its `.litertlm` alone if that is what `out` names.
+
+    Raises PocketdraftError for bad input, before any long work.
+    """
     target_files, drafter_files = Checkpoint.open(plan.target), Checkpoint.open(plan.drafter)
     check_pair(target_files, drafter_files)
-    with (
-        staged(plan.out) as folder,
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=".lowering-") as scratch,
-    ):
+    only = litertlm.FILE_NAME if plan.out.suffix == ".litertlm" else None
+    with staged(plan.out, only) as folder:
+        scratch = folder / "lowering"
+        scratch.mkdir()
         progress("Reading weights", 0, 1)
         steps, layout = make_steps(plan, target_files, drafter_files, litert.LiteRTOperators())
         parts = {}
         grouped = [(part, list(group)) for part, group in groupby(steps, key=lambda step: step.spec.part)]
         for index, (part, group) in enumerate(grouped):
             progress(f"Lowering and quantizing the {part.replace('_', ' ')}", index, len(grouped))
-            float_file, parts[part] = Path(scratch) / f"{part}.float.tflite", Path(scratch) / f"{part}.tflite"
+            float_file, parts[part] = scratch / f"{part}.float.tflite", scratch / f"{part}.tflite"
             litert.lower(group, float_file)
             litert.quantize(group, plan.recipes.of(part), float_file, parts[part])
             float_file.unlink()
@@ -69,6 +70,7 @@ def build(plan: Plan, progress: Progress = lambda *_: None) -> Manifest:
             chat_template=_chat_template(target_files),
         )
         located = litertlm.pack(parts, chat, folder / litertlm.FILE_NAME)
+        shutil.rmtree(scratch)
         (folder / ERRORS_NAME).write_text(json.dumps([vars(e) for e in weight_errors(plan, steps)], indent=1))
         manifest = Manifest(
             format_version=FORMAT_VERSION,

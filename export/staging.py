@@ -13,29 +13,43 @@ from pocketdraft.runtime.manifest import MANIFEST_NAME
 
 
 @contextlib.contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def staged(out: Path, only: str | None = None) -> Iterator[Path]:
     """Gives a hidden folder beside `out` to fill; renames it to `out` on success, removes it on failure.
 
-    An older bundle at `out` is replaced; anything else there is refused. A killed run leaves the hidden
-    folder, which the next export to the same place removes. Raises PocketdraftError, also for a full disk.
+    With `only`, that file of the folder becomes `out`, and the rest is dropped.
+
+    An older bundle (or file, with `only`) at `out` is replaced; anything else there is refused. A killed run
+    leaves hidden folders at most, which the next export to the same place clears away. Raises
+    PocketdraftError, also for a full disk.
     """
-    if out.exists() and not (out / MANIFEST_NAME).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise PocketdraftError(f"{out} exists and is no bundle; give another --out or remove it.")
+    _refuse_to_overwrite(out, single=only is not None)
     work = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(out)
+        _clear_abandoned(out)
         work.mkdir()
         yield work
         for path in work.rglob("*"):
             _sync(path)
-        _swap(work, out)
+        if only is None:
+            _swap(work, out)
+        else:
+            (work / only).replace(out)
+            _sync(out.parent)
     except OSError as error:
         raise PocketdraftError(
             f"Cannot write {out}: {error.strerror or error}; free space or give another --out."
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _refuse_to_overwrite(out: Path, single: bool) -> None:
+    if not out.exists():
+        return
+    ours = out.is_file() if single else (out / MANIFEST_NAME).is_file() or (out.is_dir() and not any(out.iterdir()))
+    if not ours:
+        raise PocketdraftError(f"{out} exists and is no bundle; give another --out or remove it.")
 
 
 def _swap(work: Path, out: Path) -> None:
@@ -56,11 +70,15 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_abandoned(out: Path) -> None:
-    for path in out.parent.glob(f".{out.name}.partial-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
+def _clear_abandoned(out: Path) -> None:
+    """Removes what killed runs left, and puts back an old bundle that one of them had moved aside."""
+    for path in out.parent.glob(f".{out.name}.*-*"):
+        kind, _, pid = path.name.removeprefix(f".{out.name}.").rpartition("-")
+        if kind in ("partial", "replaced") and pid.isdigit() and not _alive(int(pid)):
+            if kind == "replaced" and not out.exists():
+                path.rename(out)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:

@@ -26,6 +26,7 @@ from pocketdraft.runtime.manifest import (
 
 VOCABULARY = 12
 Slots = list[int | None]
+PARTS = ("target", "drafter", "embedder", "per_layer_embedder")
 
 
 def next_token(tokens: tuple[int, ...], salt: str = "target") -> int:
@@ -70,7 +71,7 @@ def scripted_manifest(
         vocab_size=VOCABULARY,
         kv=(KVLayer(layer=0, kind="full", heads=1, head_dim=1),),
         graphs=tuple(graphs),
-        parts={name: Part(file="model.litertlm", offset=0, size=1) for name in ("target", "drafter", "embedder")},
+        parts={name: Part(file="model.litertlm", offset=0, size=1) for name in PARTS},
         drafter=DrafterSpec(kind="mtp", head="dense", position="pending", kv_full=0, kv_sliding=0),
         tokens=Tokens(bos=None, stop=stop),
         recipe={},

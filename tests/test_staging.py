@@ -76,3 +76,23 @@ def test_a_kill_leaves_nothing_that_opens_and_the_next_export_cleans_up(tmp_path
     with staged(tmp_path / "out") as work:
         (work / "bundle.json").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    """The old bundle stands aside under a dead process's number; the next export puts it back first."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    aside = tmp_path / f".out.replaced-{dead.pid}"
+    aside.mkdir()
+    (aside / "bundle.json").write_text("old")
+    with pytest.raises(ValueError), staged(tmp_path / "out"):
+        raise ValueError
+    assert (tmp_path / "out" / "bundle.json").read_text() == "old"
+
+
+def test_a_single_file_replaces_the_older_one_and_nothing_else_appears(tmp_path):
+    for text in ("old", "new"):
+        with staged(tmp_path / "phone.litertlm", only="model.litertlm") as work:
+            (work / "model.litertlm").write_text(text)
+            (work / "bundle.json").write_text("{}")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("phone.litertlm", "new")]

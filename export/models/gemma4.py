@@ -1,8 +1,9 @@
 """Gemma 4's text target, written for export.
 
-The same arithmetic as transformers' `modeling_gemma4.py`, with static shapes, K/V as explicit tensors and parameter names equal to the checkpoint's, so that loading is a rename
-of prefixes. Batch is 1 throughout. Letters in shapes: T tokens of a call, S cache slots, D hidden size,
-H query heads, G KV heads, d head size, L layers, P per-layer embedding size, V vocabulary.
+The same arithmetic as transformers' `modeling_gemma4.py`, with static shapes, K/V as explicit tensors and
+parameter names equal to the checkpoint's, so that loading is a rename of prefixes. Batch is 1 throughout.
+Letters in shapes: T tokens of a call, S cache slots, D hidden size, H query heads, G KV heads, d head size,
+L layers, P per-layer embedding size, V vocabulary.
 """
 
 from __future__ import annotations
