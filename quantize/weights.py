@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -24,7 +25,10 @@ class WeightError:
 
 
 def round_trip(weight: Weight, rule: Rule) -> Weight:
-    """[outputs, inputs] quantized symmetrically per output channel, or per block of inputs, and back."""
+    """[outputs, inputs] quantized symmetrically per output channel, or per block of inputs, and back.
+
+    A channel's scale is float32, a block's is stored in bfloat16, as the runtimes keep it.
+    """
     if rule.dtype == "float32":
         return weight
     rows, columns = weight.shape
@@ -32,6 +36,8 @@ def round_trip(weight: Weight, rule: Rule) -> Weight:
     grouped = weight.reshape(rows, columns // block, block)
     top = 2 ** (rule.bits - 1) - 1
     scale = np.maximum(np.abs(grouped).max(-1, keepdims=True), np.float32(1e-30)) / np.float32(top)
+    if rule.block:
+        scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
     levels = np.clip(np.rint(grouped / scale), -top, top)
     restored: Weight = (levels * scale).reshape(rows, columns).astype(np.float32)
     return restored

@@ -7,8 +7,8 @@ made it. K/V is each rung's own and is compared layer by layer, which names the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,15 @@ from .manifest import GraphSpec, Manifest
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 DRAFT_STEPS = 4
+Judged = Literal["max", "mean"]
 
 
 @dataclass(frozen=True)
 class Difference:
     """One graph on two rungs. `argmax_agreement` and `kl` (nats, mean over rows) are of the logits, if any.
 
-    `layer` is the first one whose K/V differs by more than `limit`, "output" where K/V agrees.
+    `limit` bounds the error that `judged` names. `layer` is the first one whose K/V exceeds it, "output"
+    where K/V does not.
     """
 
     graph: str
@@ -34,10 +36,12 @@ class Difference:
     kl: float | None
     layer: str | None
     limit: float | None
+    judged: Judged
 
     @property
     def passed(self) -> bool:
-        return bool(np.isfinite(self.max_error)) and (self.limit is None or self.max_error <= self.limit)
+        error = self.max_error if self.judged == "max" else self.mean_error
+        return bool(np.isfinite(error)) and (self.limit is None or error <= self.limit)
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,10 @@ def tokens_needed(manifest: Manifest) -> int:
 
 
 def compare(
-    upper: dict[str, Outputs], lower: dict[str, Outputs], limits: Mapping[str, float | None]
+    upper: dict[str, Outputs], lower: dict[str, Outputs], limits: Mapping[str, float | None], judged: Judged = "max"
 ) -> list[Difference]:
     """Graph by graph; `limits` by graph name, None where a difference is only reported."""
-    return [_difference(name, upper[name], lower[name], limits[name]) for name in upper]
+    return [_difference(name, upper[name], lower[name], limits[name], judged) for name in upper]
 
 
 def _run_target(engine: Engine, graph: GraphSpec, cache: Any, rows: Outputs, position: int) -> Outputs:
@@ -116,21 +120,21 @@ def _run_drafter(
     return {"logits": np.concatenate(logits, 1), "projected_activations": np.concatenate(projected, 1)}
 
 
-def _difference(graph: str, upper: Outputs, lower: Outputs, limit: float | None) -> Difference:
+def _difference(graph: str, upper: Outputs, lower: Outputs, limit: float | None, judged: Judged) -> Difference:
     errors = {name: np.abs(lower[name] - upper[name]) for name in upper}
     kv = sorted((n for n in errors if n.startswith("kv_cache_")), key=lambda n: int(n.rpartition("_")[2]))
-    scored = {name: error for name, error in errors.items() if name not in kv} or errors
-    worst = max(float(error.max()) for error in scored.values())
-    layer = None
-    if limit is not None and not worst <= limit:
-        parted = next((name for name in kv if not errors[name].max() <= limit), None)
-        layer = f"layer {parted.rpartition('_')[2]}" if parted else "output"
+    scored = [error for name, error in errors.items() if name not in kv] or list(errors.values())
+    worst, mean = max(float(e.max()) for e in scored), float(np.mean([e.mean() for e in scored]))
     agreement = kl = None
     if "logits" in upper:
         agreement = float((upper["logits"].argmax(-1) == lower["logits"].argmax(-1)).mean())
-        kl = float(_kl(upper["logits"], lower["logits"]))
-    mean = float(np.mean([error.mean() for error in scored.values()]))
-    return Difference(graph, worst, mean, agreement, kl, layer, limit)
+        kl = _kl(upper["logits"], lower["logits"])
+    found = Difference(graph, worst, mean, agreement, kl, None, limit, judged)
+    if found.passed or limit is None:
+        return found
+    measure = np.max if judged == "max" else np.mean
+    parted = next((name for name in kv if not measure(errors[name]) <= limit), None)
+    return replace(found, layer=f"layer {parted.rpartition('_')[2]}" if parted else "output")
 
 
 def _kl(upper: npt.NDArray[np.float32], lower: npt.NDArray[np.float32]) -> float:

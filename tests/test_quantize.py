@@ -26,8 +26,18 @@ def test_built_in_recipes_load(name):
 
 def test_w4_keeps_int8_where_int4_hurts():
     recipe = load("w4")
-    assert recipe.rule_for("target.layers.3.mlp.down_proj").bits == 4
-    for weight in ("target.lm_head", "drafter.head.rows", "embedder.table", "target.layers.0.self_attn.k_proj"):
+    assert (
+        recipe.rule_for("target.layers.3.mlp.down_proj").bits
+        == recipe.rule_for("drafter.layers.0.self_attn.q_proj").bits
+        == 4
+    )
+    for weight in (
+        "target.lm_head",
+        "drafter.head.rows",
+        "embedder.table",
+        "target.layers.0.self_attn.v_proj",
+        "target.per_layer_model_projection",
+    ):
         assert recipe.rule_for(weight).bits == 8
 
 
@@ -58,7 +68,8 @@ def test_rounding_is_within_half_a_step_of_its_block(dtype, block, seed):
     rule = Rule(weights="*", dtype=dtype, block=block)
     step = np.abs(weight.reshape(4, -1, block or 64)).max(-1) / (2 ** (rule.bits - 1) - 1)
     error = np.abs(round_trip(weight, rule) - weight).reshape(4, -1, block or 64).max(-1)
-    assert (error <= step * 0.5001).all()
+    # A block's scale in bfloat16 is off by up to 1/512, which the largest level multiplies.
+    assert (error <= step * (0.5001 if not block else 0.5001 + 127 / 512)).all()
 
 
 def test_float_is_left_alone():
