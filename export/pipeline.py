@@ -51,6 +51,7 @@ def build(plan: Plan, progress: Progress = lambda *_: None) -> Manifest:
         scratch.mkdir()
         progress("Reading weights", 0, 1)
         steps, layout = make_steps(plan, target_files, drafter_files, litert.LiteRTOperators())
+        errors = weight_errors(plan, steps)
         parts = {}
         grouped = [(part, list(group)) for part, group in groupby(steps, key=lambda step: step.spec.part)]
         for index, (part, group) in enumerate(grouped):
@@ -71,7 +72,7 @@ def build(plan: Plan, progress: Progress = lambda *_: None) -> Manifest:
         )
         located = litertlm.pack(parts, chat, folder / litertlm.FILE_NAME)
         shutil.rmtree(scratch)
-        (folder / ERRORS_NAME).write_text(json.dumps([vars(e) for e in weight_errors(plan, steps)], indent=1))
+        (folder / ERRORS_NAME).write_text(json.dumps([vars(error) for error in errors], indent=1))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             backend=plan.backend,

@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from pocketdraft.runtime.errors import PocketdraftError
+
 from .recipe import Rule
 
 Weight = npt.NDArray[np.float32]
@@ -44,6 +46,12 @@ def round_trip(weight: Weight, rule: Rule) -> Weight:
 
 
 def error_of(name: str, weight: Weight, rule: Rule) -> WeightError:
+    """Raises PocketdraftError if the rule's blocks do not divide the weight's rows."""
+    if rule.block and weight.shape[1] % rule.block:
+        raise PocketdraftError(
+            f"The recipe asks for blocks of {rule.block} in {name}, whose rows have {weight.shape[1]} inputs; "
+            "put a rule for it with block = 0 before."
+        )
     noise = round_trip(weight, rule) - weight
     signal = float(np.square(weight, dtype=np.float64).sum())
     power = float(np.square(noise, dtype=np.float64).sum())

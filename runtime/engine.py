@@ -31,7 +31,7 @@ class Engine(Protocol):
         """Runs one graph. `inputs` and the result hold everything but K/V.
 
         A target graph writes its K/V rows at `input_pos` into `cache`; the drafter only reads it.
-        The arrays returned are the caller's to keep.
+        The arrays returned are the caller's to keep; those given must not be changed afterwards.
         """
 
     def read_kv(self, cache: Any) -> dict[str, npt.NDArray[np.float32]]:

@@ -33,7 +33,7 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
         if shape not in made:
             target = configs.target_config() if shape == "shared" else configs.dense_target_config()
             target.sliding_window = 16
-            drafter = configs.drafter_config(target, centroids=shape == "shared", hidden=48)
+            drafter = configs.drafter_config(target, centroids=shape == "shared", hidden=64)
             folder = tmp_path_factory.mktemp(shape)
             made[shape] = Pair(folder / "target", folder / "drafter")
             models = configs.random_pair(target, drafter, seed=0)

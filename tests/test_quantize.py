@@ -72,6 +72,11 @@ def test_rounding_is_within_half_a_step_of_its_block(dtype, block, seed):
     assert (error <= step * (0.5001 if not block else 0.5001 + 127 / 512)).all()
 
 
+def test_blocks_that_do_not_divide_a_row_are_refused_with_both_numbers():
+    with pytest.raises(PocketdraftError, match=r"blocks of 128 in target\.x, whose rows have 64"):
+        error_of("target.x", WEIGHT, Rule(weights="*", dtype="int4", block=128))
+
+
 def test_float_is_left_alone():
     assert round_trip(WEIGHT, Rule(weights="*", dtype="float32")) is WEIGHT
 
