@@ -19,7 +19,7 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/pocketdraft export --recipe mixed --out $(OUT)
 	$(BIN)/pocketdraft validate $(OUT)
-	$(BIN)/pocketdraft run $(OUT) --prompt "import " --max-tokens 96
+	$(BIN)/pocketdraft run $(OUT) --prompt '"type": "structure",' --max-tokens 96
 	$(BIN)/pocketdraft bench $(OUT)
 
 test: setup

@@ -10,6 +10,7 @@ from itertools import groupby
 
 from pocketdraft.quantize.weights import WeightError, error_of
 from pocketdraft.runtime.manifest import (
+    ERRORS_NAME,
     FORMAT_VERSION,
     MANIFEST_NAME,
     FileEntry,
@@ -27,7 +28,7 @@ from .models.gemma4 import Geometry, load_target
 from .models.gemma4_assistant import load_drafter
 from .pair import check_pair
 from .plan import Plan
-from .staging import staged
+from .staging import require_space, staged
 from .step import Operators, Step, all_weights
 from .steps.mtp import Head, drafter_spec, mtp_step
 from .steps.target import embedder_steps, target_steps
@@ -35,7 +36,6 @@ from .steps.target import embedder_steps, target_steps
 # (what is being done, done so far, in all)
 Progress = Callable[[str, int, int], None]
 VERSIONED = ("pocketdraft", "torch", "transformers", "litert-torch", "ai-edge-quantizer", "litert-lm-builder")
-ERRORS_NAME = "quantization.json"
 
 
 def build(plan: Plan, progress: Progress = lambda *_: None) -> Manifest:
@@ -52,6 +52,7 @@ def build(plan: Plan, progress: Progress = lambda *_: None) -> Manifest:
         progress("Reading weights", 0, 1)
         steps, layout = make_steps(plan, target_files, drafter_files, litert.LiteRTOperators())
         errors = weight_errors(plan, steps)
+        require_space(folder, 8 * sum(module.weight.numel() for module in all_weights(steps).values()))
         parts = {}
         grouped = [(part, list(group)) for part, group in groupby(steps, key=lambda step: step.spec.part)]
         for index, (part, group) in enumerate(grouped):

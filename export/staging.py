@@ -44,6 +44,19 @@ def staged(out: Path, only: str | None = None) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def require_space(folder: Path, size: int) -> None:
+    """Asked beforehand, because the converter ends the process, without a word, when a write of its own fails.
+
+    `size` is in bytes. Raises PocketdraftError.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise PocketdraftError(
+            f"The export needs about {size / 1e6:.0f} MB in {folder.parent}, {free / 1e6:.0f} MB are free there; "
+            "free space or give another --out."
+        )
+
+
 def _refuse_to_overwrite(out: Path, single: bool) -> None:
     if not out.exists():
         return

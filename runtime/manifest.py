@@ -5,6 +5,7 @@ A bundle is a folder:
     bundle.json        this manifest
     model.litertlm     the graphs (LiteRT); other backends bring other files
     tokenizer.json     Hugging Face tokenizer
+    quantization.json  error of each quantized weight, worst first
 
 The reader owns the format: `export` imports this module and fills it in.
 """
@@ -22,6 +23,7 @@ from .errors import PocketdraftError
 FORMAT_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 TOKENIZER_NAME = "tokenizer.json"
+ERRORS_NAME = "quantization.json"
 
 
 class _Frozen(BaseModel):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from .bench import DomainBench
-from .manifest import Manifest
+from .manifest import ERRORS_NAME, Manifest
 from .validate import Check, Validation
 
+WORST_SHOWN = 8
 MARKS = {
     "pass": "[green]pass[/]",
     "fail": "[bold red]FAIL[/]",
@@ -72,23 +75,21 @@ def summarize(domains: dict[str, DomainBench], litert_lm: Check) -> dict[str, An
 
 
 def print_bench(domains: dict[str, DomainBench], litert_lm: Check, drafts: int, threads: int) -> None:
-    columns = (
-        "domain",
-        "accepted/round",
-        "novel only",
-        "prompt lookup",
-        "plain tok/s",
-        "drafted tok/s",
-        "ratio",
-        "same tokens",
+    columns = ("domain", "accepted", "novel", "lookup", "plain/s", "drafted/s", "ratio", "same")
+    count = sum(len(domain.runs["none"]) for domain in domains.values())
+    table = Table(
+        title=f"{count} prompts, {drafts} drafts a round, {threads} thread(s)",
+        caption="accepted: drafts per round; novel: only rounds whose next four tokens had not occurred before;\n"
+        "lookup: the same by prompt lookup; /s: tokens a second, median over prompts; same: drafted = plain tokens",
+        title_justify="left",
+        caption_justify="left",
     )
-    table = Table(title=f"{drafts} drafts a round, {threads} thread(s), median over prompts", title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column == "domain" else "right")
     for name, domain in domains.items():
         lookup = domain.stats["prompt_lookup"]
         table.add_row(
-            f"{name} ({len(domain.runs['none'])})",
+            name,
             f"{domain.stats['mtp'].accepted_per_round:.2f}",
             f"{domain.novel_accepted:.2f}",
             f"{lookup.accepted / max(1, lookup.rounds):.2f}",
@@ -104,23 +105,40 @@ def print_bench(domains: dict[str, DomainBench], litert_lm: Check, drafts: int, 
 
 def print_manifest(manifest: Manifest, bundle: Path) -> None:
     console = Console()
-    table = Table("graph", "role", "part", "T", "inputs", "outputs", title=str(bundle), title_justify="left")
-    for graph in manifest.graphs:
-        inputs = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in graph.inputs if not t.is_kv)
-        outputs = ", ".join(f"{t.name} {list(t.shape)}" for t in graph.outputs if not t.is_kv) or "K/V"
-        table.add_row(graph.name, graph.role, graph.part, str(graph.width), inputs, outputs)
+    errors = json.loads((bundle / ERRORS_NAME).read_text()) if (bundle / ERRORS_NAME).is_file() else []
+    table = Table("part", "graphs", "MB", "recipe", "weights", title=str(bundle), title_justify="left")
+    for name, part in manifest.parts.items():
+        graphs = ", ".join(graph.name for graph in manifest.graphs if graph.part == name)
+        recipe: Any = manifest.recipe["embedder" if name.endswith("embedder") else name]
+        dtypes = Counter(error["dtype"] for error in errors if error["weight"].startswith(f"{name}."))
+        weights = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.items()) or "float32"
+        table.add_row(name, graphs, f"{part.size / 1e6:.2f}", recipe["name"], weights)
     console.print(table)
     drafter = manifest.drafter
     layers = ", ".join(f"{layer.layer} ({layer.kind}, {layer.heads}x{layer.head_dim})" for layer in manifest.kv)
-    console.print(f"context {manifest.context_length}, vocabulary {manifest.vocab_size}; K/V of layers {layers}")
+    console.print(
+        f"context {manifest.context_length}, vocabulary {manifest.vocab_size}; K/V float32 of layers {layers}"
+    )
     console.print(
         f"drafter: {drafter.kind}, {drafter.head} head, position {drafter.position}, "
         f"reads K/V of layers {drafter.kv_sliding} and {drafter.kv_full}"
     )
-    for name, part in manifest.parts.items():
-        recipe = manifest.recipe["embedder" if name.endswith("embedder") else name]
-        console.print(f"{name}: {part.size / 1e6:.2f} MB, recipe {recipe['name']}")  # type: ignore[index]
-    console.print(
-        f"made of {manifest.source.target} and {manifest.source.drafter} by "
-        + ", ".join(f"{n} {v}" for n, v in manifest.versions.items())
-    )
+    console.print(f"made of {manifest.source.target} and {manifest.source.drafter} by {_versions(manifest)}")
+    if errors:
+        table = Table(
+            "weight",
+            "dtype",
+            "shape",
+            "max error",
+            "SQNR dB",
+            title=f"Worst weights of {ERRORS_NAME}",
+            title_justify="left",
+        )
+        for error in errors[:WORST_SHOWN]:
+            shape = "x".join(map(str, error["shape"]))
+            table.add_row(error["weight"], error["dtype"], shape, f"{error['max_abs']:.1e}", f"{error['sqnr_db']:.1f}")
+        console.print(table)
+
+
+def _versions(manifest: Manifest) -> str:
+    return ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
