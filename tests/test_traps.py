@@ -42,15 +42,15 @@ def reference(make_pair):
     return of
 
 
-def steps_of(pair: Pair, shape: str) -> tuple[Manifest, list]:
+def steps_of(pair: Pair, shape: str, head: str = "auto") -> tuple[Manifest, list]:
     recipe = load("f32")
-    plan = Plan(pair.target, pair.drafter, Path(), Recipes(recipe, recipe, recipe), **WIDTHS)
+    plan = Plan(pair.target, pair.drafter, Path(), Recipes(recipe, recipe, recipe), head=head, **WIDTHS)
     files = Checkpoint.open(pair.target), Checkpoint.open(pair.drafter)
     steps, layout = make_steps(plan, *files, Plain())
     geometry = gemma4.Geometry.from_config(files[0].text_config)
     drafter = DrafterSpec(
         kind="mtp",
-        head="centroid" if shape == "shared" else "dense",
+        head="centroid" if shape == "shared" and head == "auto" else "dense",
         position="pending",
         kv_full=geometry.last_owner("full"),
         kv_sliding=geometry.last_owner("sliding"),
@@ -66,6 +66,16 @@ def failing_graphs(reference, make_pair: Callable[[str], Pair], shape: str) -> s
     manifest, steps = steps_of(make_pair(shape), shape)
     ours, _ = climb(manifest, EagerEngine(manifest, steps), tokens, feed)
     return {d.graph for d in compare(outputs, ours, dict.fromkeys(ours, LIMIT)) if not d.passed}
+
+
+def test_the_dense_head_of_a_centroid_checkpoint_agrees_with_transformers(make_pair):
+    pair = make_pair("shared")
+    manifest, steps = steps_of(pair, "shared", head="dense")
+    reference = TransformersEngine(manifest, Checkpoint.open(pair.target), Checkpoint.open(pair.drafter))
+    tokens = np.random.default_rng(0).integers(3, manifest.vocab_size, tokens_needed(manifest)).tolist()
+    outputs, feed = climb(manifest, reference, tokens, None)
+    ours, _ = climb(manifest, EagerEngine(manifest, steps), tokens, feed)
+    assert all(d.passed for d in compare(outputs, ours, dict.fromkeys(ours, LIMIT)))
 
 
 TARGET_GRAPHS = {"decode", "verify", "verify_2"}
