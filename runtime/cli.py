@@ -152,26 +152,19 @@ def run(
     ids, target = tokenizer.encode(prompt), Target(engine)
     session, stream, text = open_session(engine, drafter, drafts, target), tokenizer.stream(), ""
     drafted: list[int] = []
-    started = time.perf_counter()
     for emitted in session.generate(ids, max_tokens):
         drafted.extend(emitted.tokens)
-        piece = stream.feed(emitted.tokens)
-        text += piece
-        if not as_json:
-            print(piece, end="", flush=True)
-    text += (rest := stream.finish())
-    if not as_json:
-        print(rest, end="", flush=True)
-    drafted_s = time.perf_counter() - started
-    plain_session, started = open_session(engine, "none", 0, target), time.perf_counter()
-    plain = [token for emitted in plain_session.generate(ids, max_tokens) for token in emitted.tokens]
+        text += _show(stream.feed(emitted.tokens), as_json)
+    text += _show(stream.finish(), as_json)
+    plain = open_session(engine, "none", 0, target)
+    plain_tokens = [token for emitted in plain.generate(ids, max_tokens) for token in emitted.tokens]
     result = {
         "text": text,
         "finish": session.context.finish,
         "drafter": drafter,
-        "identical": plain == drafted,
-        "plain_tokens_per_s": round(len(plain) / (time.perf_counter() - started), 1),
-        "drafted_tokens_per_s": round(len(drafted) / drafted_s, 1),
+        "identical": plain_tokens == drafted,
+        "plain_tokens_per_s": round(plain.stats.tokens_per_s, 1),
+        "drafted_tokens_per_s": round(session.stats.tokens_per_s, 1),
         "stats": session.stats.to_json(),
     }
     print(json.dumps(result)) if as_json else report.print_run(result, quiet)
@@ -224,6 +217,12 @@ def inspect(bundle: Bundle, as_json: Json = False) -> None:
 
     manifest = open_bundle(bundle)
     print(manifest.dump()) if as_json else report.print_manifest(manifest, bundle)
+
+
+def _show(piece: str, as_json: bool) -> str:
+    if not as_json:
+        print(piece, end="", flush=True)
+    return piece
 
 
 def _open(bundle: Path, threads: int) -> tuple[Engine, Tokenizer]:

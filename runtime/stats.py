@@ -73,6 +73,12 @@ class Stats:
         drafted = self._count(lambda proposed, _: proposed > 0)
         return self.accepted / drafted if drafted else 0.0
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Emitted tokens over the time of the rounds, the prompt's prefill left out."""
+        seconds = sum(self.seconds.values())
+        return self.emitted / seconds if seconds else 0.0
+
     def acceptance_by_position(self) -> list[float]:
         """Of the rounds that proposed a draft k, the share that accepted it, and so all before it."""
         return [
