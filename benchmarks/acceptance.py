@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime import terminal
 from pocketdraft.runtime.bench import bench

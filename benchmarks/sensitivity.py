@@ -14,6 +14,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.kv_layout import KVLayout
 from pocketdraft.export.models.gemma4 import load_target
@@ -24,9 +28,6 @@ from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.text import Tokenizer
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
 WIDTH = 48
 RULES = (Rule(weights="*", dtype="int8"), Rule(weights="*", dtype="int4"), Rule(weights="*", dtype="int4", block=32))

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pocketdraft.runtime.errors import PocketdraftError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import Gemma4AssistantConfig, Gemma4Config, Gemma4TextConfig, PretrainedConfig
+
+from pocketdraft.runtime.errors import PocketdraftError
 
 from .hf_compat import patch_transformers
 

@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Callable
 from importlib import metadata
 from itertools import groupby
+from pathlib import Path
 
 from pocketdraft.quantize.weights import WeightError, error_of
+from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import (
     ERRORS_NAME,
     FORMAT_VERSION,
@@ -45,6 +47,7 @@ def build(plan: Plan, progress: Progress = lambda *_: None) -> Manifest:
     """
     target_files, drafter_files = Checkpoint.open(plan.target), Checkpoint.open(plan.drafter)
     check_pair(target_files, drafter_files)
+    head_of(plan, drafter_files)
     only = litertlm.FILE_NAME if plan.out.suffix == ".litertlm" else None
     with staged(plan.out, only) as folder:
         scratch = folder / "lowering"
@@ -82,26 +85,19 @@ def build(plan: Plan, progress: Progress = lambda *_: None) -> Manifest:
             kv=layout.layers,
             graphs=tuple(step.spec for step in steps),
             parts=located,
-            drafter=drafter_spec(
-                Geometry.from_config(target_files.text_config),
-                head_of(plan, drafter_files),
-                plan.position,
-            ),
+            drafter=drafter_spec(geometry_of(target_files), head_of(plan, drafter_files), plan.position),
             tokens=tokens,
             recipe={part: plan.recipes.of(part).model_dump() for part in ("target", "drafter", "embedder")},
-            source=Source(
-                target=plan.target.resolve().name,
-                target_sha256=target_files.sha256(),
-                drafter=plan.drafter.resolve().name,
-                drafter_sha256=drafter_files.sha256(),
-            ),
+            source=_source(target_files, drafter_files),
             versions={name: metadata.version(name) for name in VERSIONED},
-            files={
-                path.name: FileEntry(sha256=sha256(path), size=path.stat().st_size) for path in sorted(folder.iterdir())
-            },
+            files={path.name: _entry(path) for path in sorted(folder.iterdir())},
         )
         (folder / MANIFEST_NAME).write_text(manifest.dump())
     return manifest
+
+
+def geometry_of(target: Checkpoint) -> Geometry:
+    return Geometry.from_config(target.text_config)
 
 
 def make_steps(
@@ -120,9 +116,15 @@ def make_steps(
 
 
 def head_of(plan: Plan, drafter: Checkpoint) -> Head:
+    """Raises PocketdraftError if a centroid head is asked for where the checkpoint has none."""
+    centroids = drafter.config.use_ordered_embeddings
+    if plan.head == "centroid" and not centroids:
+        raise PocketdraftError(
+            f"The drafter {drafter.folder} has a dense head only, --head asks for centroid; leave --head out."
+        )
     if plan.head != "auto":
         return plan.head
-    return "centroid" if drafter.config.use_ordered_embeddings else "dense"
+    return "centroid" if centroids else "dense"
 
 
 def read_tokens(target: Checkpoint) -> Tokens:
@@ -149,3 +151,16 @@ def weight_errors(plan: Plan, steps: list[Step]) -> list[WeightError]:
 def _chat_template(target: Checkpoint) -> str | None:
     path = target.folder / "chat_template.jinja"
     return path.read_text() if path.is_file() else None
+
+
+def _source(target: Checkpoint, drafter: Checkpoint) -> Source:
+    return Source(
+        target=target.folder.resolve().name,
+        target_sha256=target.sha256(),
+        drafter=drafter.folder.resolve().name,
+        drafter_sha256=drafter.sha256(),
+    )
+
+
+def _entry(path: Path) -> FileEntry:
+    return FileEntry(sha256=sha256(path), size=path.stat().st_size)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pocketdraft.runtime.manifest import Manifest
 from transformers import (
     DynamicCache,
     Gemma4AssistantForCausalLM,
     Gemma4ForCausalLM,
     Gemma4ForConditionalGeneration,
 )
+
+from pocketdraft.runtime.manifest import Manifest
 
 from .checkpoint import Checkpoint
 from .hf_compat import patch_transformers

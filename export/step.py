@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 from torch import Tensor, nn
+
+from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 
 DTYPES = {"float32": torch.float32, "int32": torch.int32, "bool": torch.bool}
 

@@ -13,8 +13,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from pocketdraft.runtime.errors import PocketdraftError
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pocketdraft.runtime.errors import PocketdraftError
 
 BUILT_IN = Path(__file__).parent / "recipes"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .recipe import Rule

@@ -24,6 +24,7 @@ class Pair:
 def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
     """Random weights in E2B's shape ("shared") or 12B's and 31B's ("dense"), saved as checkpoints."""
     import torch
+
     from pocketdraft.export.tiny import TARGET_DIR, configs
 
     torch.set_num_threads(1)

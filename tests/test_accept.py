@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pocketdraft.runtime.accept import greedy
 from pocketdraft.runtime.proposal import NOTHING, Proposal
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Pair
+
 from pocketdraft.export.rungs import rungs
 from pocketdraft.export.tiny import DRAFTER_DIR, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.runtime import litert_lm

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pocketdraft.runtime.cache import Cache
 
 

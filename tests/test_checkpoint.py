@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.models.gemma4 import load_target
 from pocketdraft.export.models.gemma4_assistant import load_drafter
 from pocketdraft.export.pair import check_pair
 from pocketdraft.runtime.errors import PocketdraftError
-from safetensors.torch import load_file, save_file
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 

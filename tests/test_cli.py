@@ -108,6 +108,13 @@ def test_export_refuses_impossible_widths(checkpoints, option, value):
     assert not (checkpoints / "out").exists()
 
 
+def test_export_refuses_a_centroid_head_that_the_checkpoint_lacks(make_pair, tmp_path):
+    pair = make_pair("dense")
+    command = ["export", "--target", pair.target, "--drafter", pair.drafter, "--out", tmp_path / "out"]
+    assert "has a dense head only" in refusal(*command, "--head", "centroid")
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_refuses_to_overwrite_what_is_no_bundle(checkpoints):
     (checkpoints / "out").mkdir()
     (checkpoints / "out" / "thesis.tex").write_text("mine")

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import VOCABULARY, ScriptedEngine, plain, scripted_manifest
+
 from pocketdraft.runtime import drafters
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.cache import Cache
@@ -16,7 +18,6 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.proposal import NOTHING
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target, Verified
-from scripted import VOCABULARY, ScriptedEngine, plain, scripted_manifest
 
 PROMPT = [1, 2, 3]
 

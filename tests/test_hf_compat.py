@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pocketdraft.export import hf_compat
 from pocketdraft.export.tiny.configs import dense_target_config, drafter_config, target_config
 

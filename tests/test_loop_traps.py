@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from scripted import ScriptedEngine, plain, scripted_manifest
+
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.context import Context
@@ -11,7 +13,6 @@ from pocketdraft.runtime.drafters.mtp import MTPDrafter
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import Session
 from pocketdraft.runtime.target import Target, Verified
-from scripted import ScriptedEngine, plain, scripted_manifest
 
 PROMPT = [1, 2, 3]
 

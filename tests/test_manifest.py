@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted import scripted_manifest
+
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import FORMAT_VERSION, FileEntry, open_bundle
-from scripted import scripted_manifest
 
 MODEL = b"graphs of all parts"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pocketdraft.quantize.recipe import Recipe, Rule, load, names
 from pocketdraft.quantize.weights import error_of, round_trip
 from pocketdraft.runtime.errors import PocketdraftError

@@ -7,6 +7,8 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import VOCABULARY, ScriptedEngine, next_token, plain, scripted_manifest
+
 from pocketdraft.runtime import target as target_module
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.cache import Cache
@@ -16,7 +18,6 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import Session, open_session
 from pocketdraft.runtime.target import Target, Verified
-from scripted import VOCABULARY, ScriptedEngine, next_token, plain, scripted_manifest
 
 DRAFTERS = ["mtp", "prompt_lookup", "none"]
 token_lists = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20)

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from pocketdraft.export.staging import staged
 from pocketdraft.runtime.errors import PocketdraftError
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.text import TextStream, Tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
+
+from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.text import TextStream, Tokenizer
 
 
 def byte_level() -> HFTokenizer:

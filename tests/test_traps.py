@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import WIDTHS, Pair
+from scripted import scripted_manifest
+
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.models import gemma4
@@ -20,7 +22,6 @@ from pocketdraft.export.steps import mtp, target
 from pocketdraft.quantize.recipe import load
 from pocketdraft.runtime.ladder import climb, compare, tokens_needed
 from pocketdraft.runtime.manifest import DrafterSpec, Manifest
-from scripted import scripted_manifest
 
 LIMIT = 1e-3
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+
 from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.manifest import Manifest
-from torch import Tensor
 
 from ..plan import Recipes
 from ..step import Step, all_weights

@@ -10,9 +10,10 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+
 from pocketdraft.quantize.recipe import Recipe
 from pocketdraft.runtime.errors import PocketdraftError
-from torch import Tensor, nn
 
 from ..step import Step, all_weights
 

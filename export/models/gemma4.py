@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from pocketdraft.runtime.errors import PocketdraftError
 from torch import Tensor, nn
 from transformers import Gemma4TextConfig
+
+from pocketdraft.runtime.errors import PocketdraftError
 
 from ..checkpoint import Checkpoint
 

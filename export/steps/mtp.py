@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pocketdraft.runtime.manifest import DrafterSpec, GraphSpec
 from torch import Tensor, nn
+
+from pocketdraft.runtime.manifest import DrafterSpec, GraphSpec
 
 from ..kv_layout import KVLayout
 from ..models.gemma4 import Geometry

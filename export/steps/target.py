@@ -6,8 +6,9 @@ import math
 from typing import Literal
 
 import torch
-from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 from torch import Tensor, nn
+
+from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 
 from ..kv_layout import KVLayout
 from ..models.gemma4 import Target
