@@ -23,7 +23,7 @@ def staged(out: Path, only: str | None = None) -> Iterator[Path]:
     PocketdraftError, also for a full disk.
     """
     _refuse_to_overwrite(out, single=only is not None)
-    work = out.parent / f".{out.name}.partial-{os.getpid()}"
+    work = _work_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(out)
@@ -42,6 +42,15 @@ def staged(out: Path, only: str | None = None) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def discard(out: Path) -> None:
+    """Removes what this process has staged for `out`; for a process that is about to end."""
+    shutil.rmtree(_work_folder(out), ignore_errors=True)
+
+
+def _work_folder(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial-{os.getpid()}"
 
 
 def require_space(folder: Path, size: int) -> None:

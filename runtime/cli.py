@@ -68,7 +68,10 @@ def export(
 ) -> None:
     """Export a checkpoint pair to a phone bundle."""
     started = time.perf_counter()
-    with terminal.progress(quiet or as_json) as advance:
+    with (
+        terminal.leaving_on_interrupt(lambda: _discard(out)),
+        terminal.progress(quiet or as_json) as advance,
+    ):
         advance("Loading torch", 0, 1)
         try:
             from pocketdraft.export import pipeline, plan
@@ -217,6 +220,13 @@ def inspect(bundle: Bundle, as_json: Json = False) -> None:
 
     manifest = open_bundle(bundle)
     print(manifest.dump()) if as_json else report.print_manifest(manifest, bundle)
+
+
+def _discard(out: Path) -> None:
+    """What an interrupted export has staged, if it came that far."""
+    staging = sys.modules.get("pocketdraft.export.staging")
+    if staging:
+        staging.discard(out)
 
 
 def _show(piece: str, as_json: bool) -> str:
