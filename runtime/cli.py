@@ -33,12 +33,21 @@ Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; 
 def main() -> None:
     terminal.silence_native_code()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk or a reader gone can still be told
     except PocketdraftError as error:
         print(f"pocketdraft: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
+        terminal.drop_output()
         sys.exit(1)
+    except OSError as error:
+        terminal.drop_output()
+        what = error.filename or "standard output"
+        print(f"pocketdraft: Cannot read or write {what}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -68,35 +77,37 @@ def export(
 ) -> None:
     """Export a checkpoint pair to a phone bundle."""
     started = time.perf_counter()
+    from pocketdraft.export import plan
+    from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+    from pocketdraft.quantize import recipe as recipes
+
+    wanted = plan.Plan(
+        target=target or TARGET_DIR,
+        drafter=drafter or DRAFTER_DIR,
+        out=out,
+        recipes=plan.Recipes(
+            target=recipes.load(recipe),
+            drafter=recipes.load(drafter_recipe or recipe),
+            embedder=recipes.load(embedder_recipe or recipe),
+        ),
+        backend=backend,
+        context=context,
+        prefill=_numbers("--prefill", prefill),
+        verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),
+        head=head,
+        position=position,
+    )
     with (
         terminal.leaving_on_interrupt(lambda: _discard(out)),
         terminal.progress(quiet or as_json) as advance,
     ):
         advance("Loading torch", 0, 1)
         try:
-            from pocketdraft.export import pipeline, plan
-            from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
-            from pocketdraft.quantize import recipe as recipes
+            from pocketdraft.export import pipeline
         except ModuleNotFoundError as error:
             raise PocketdraftError(
                 f"Export needs {error.name}, which is not installed: pip install 'pocketdraft[export]'."
             ) from error
-        wanted = plan.Plan(
-            target=target or TARGET_DIR,
-            drafter=drafter or DRAFTER_DIR,
-            out=out,
-            recipes=plan.Recipes(
-                target=recipes.load(recipe),
-                drafter=recipes.load(drafter_recipe or recipe),
-                embedder=recipes.load(embedder_recipe or recipe),
-            ),
-            backend=backend,
-            context=context,
-            prefill=_numbers("--prefill", prefill),
-            verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),
-            head=head,
-            position=position,
-        )
         manifest = pipeline.build(wanted, advance)
     size = sum(part.size for part in manifest.parts.values())
     seconds = time.perf_counter() - started
@@ -124,6 +135,9 @@ def validate(
     from . import report
     from .validate import validate as check
 
+    _at_least(1, per_domain=per_domain, max_tokens=max_tokens)
+    _at_least(0, threads=threads)
+
     with terminal.progress(quiet or as_json) as advance:
         engine = open_engine(bundle, threads)
         texts = [prompt.text for prompt in read_prompts(prompts or _embedded_prompts(), per_domain)]
@@ -148,6 +162,9 @@ def run(
 ) -> None:
     """Continue a prompt, streaming; then the same without drafts, to compare."""
     from . import report
+
+    _at_least(1, max_tokens=max_tokens)
+    _at_least(0, drafts=drafts, threads=threads)
 
     with terminal.progress(quiet or as_json) as advance:
         advance("Opening the bundle", 0, 1)
@@ -188,6 +205,9 @@ def bench(
     from . import report
     from .bench import bench as measure
     from .validate import cross_check
+
+    _at_least(1, per_domain=per_domain, max_tokens=max_tokens)
+    _at_least(0, drafts=drafts, threads=threads)
 
     with terminal.progress(quiet or as_json) as advance:
         engine, tokenizer = _open(bundle, threads)
@@ -257,9 +277,14 @@ def _embedded_prompts() -> Path:
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(number) for number in text.split(","))
-    except ValueError as error:
-        raise PocketdraftError(
-            f"{option} is {text!r}; give whole numbers with commas between, such as 4,1,2,8."
-        ) from error
+    words = text.split(",")
+    numbers = tuple(int(word) for word in words if word.strip().isdecimal())
+    if len(numbers) < len(words) or len(set(numbers)) < len(words) or 0 in numbers:
+        raise PocketdraftError(f"{option} is {text!r}; give distinct positive numbers with commas between: 4,1,2,8.")
+    return numbers
+
+
+def _at_least(least: int, **options: int) -> None:
+    for name, value in options.items():
+        if value < least:
+            raise PocketdraftError(f"--{name.replace('_', '-')} is {value}; give at least {least}.")

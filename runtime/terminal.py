@@ -86,6 +86,11 @@ def _silenced() -> Iterator[None]:
         os.close(saved)
 
 
+def drop_output() -> None:
+    """What is still to be written cannot be; the interpreter shall not try again at exit."""
+    _point(1, os.devnull)
+
+
 def _point(descriptor: int, path: str) -> None:
     target = os.open(path, os.O_WRONLY)
     os.dup2(target, descriptor)

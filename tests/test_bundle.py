@@ -63,6 +63,17 @@ def test_weights_are_stored_once_over_all_signatures(make_bundle: MakeBundle, ma
     assert engine.manifest.parts["target"].size < (weights - tables) + 2048 * 128 * 4 + 1_500_000
 
 
+def test_the_phone_s_file_has_the_layout_that_litert_lm_maps(make_bundle: MakeBundle):
+    """Golden but for UUID and time stamp: magic and version, parts on 16 KB pages, each a TFLite flatbuffer."""
+    bundle = make_bundle("shared", "f32")
+    data, manifest = (bundle / "model.litertlm").read_bytes(), open_engine(bundle, 1).manifest
+    assert data[:8] == b"LITERTLM"
+    assert sorted(manifest.parts) == ["drafter", "embedder", "per_layer_embedder", "target"]
+    for part in manifest.parts.values():
+        assert part.offset % 16384 == 0
+        assert data[part.offset + 4 : part.offset + 8] == b"TFL3"
+
+
 def test_two_sessions_at_once_do_not_see_each_other(make_bundle: MakeBundle):
     bundle = make_bundle("shared", "f32")
     engine = open_engine(bundle, 1)
