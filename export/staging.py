@@ -22,7 +22,7 @@ def staged(out: Path, only: str | None = None) -> Iterator[Path]:
     leaves hidden folders at most, which the next export to the same place clears away. Raises
     PocketdraftError, also for a full disk.
     """
-    _refuse_to_overwrite(out, single=only is not None)
+    check_out(out, single=only is not None)
     work = _work_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +66,12 @@ def require_space(folder: Path, size: int) -> None:
         )
 
 
-def _refuse_to_overwrite(out: Path, single: bool) -> None:
+def check_out(out: Path, single: bool) -> None:
+    """Refuses a place that cannot hold a bundle (`single`: a file), or holds what is not ours to replace."""
     if not out.exists():
+        parent = next(folder for folder in out.absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise PocketdraftError(f"Cannot write {out}: {parent} is no folder; give another --out.")
         return
     ours = out.is_file() if single else (out / MANIFEST_NAME).is_file() or (out.is_dir() and not any(out.iterdir()))
     if not ours:

@@ -38,7 +38,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()  # here, where a full disk or a reader gone can still be told
     except PocketdraftError as error:
-        print(f"pocketdraft: {error}", file=sys.stderr)
+        print("pocketdraft:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         terminal.drop_output()
@@ -77,7 +77,7 @@ def export(
 ) -> None:
     """Export a checkpoint pair to a phone bundle."""
     started = time.perf_counter()
-    from pocketdraft.export import plan
+    from pocketdraft.export import plan, staging
     from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
     from pocketdraft.quantize import recipe as recipes
 
@@ -97,6 +97,7 @@ def export(
         head=head,
         position=position,
     )
+    staging.check_out(out, single=out.suffix == ".litertlm")
     with (
         terminal.leaving_on_interrupt(lambda: _discard(out)),
         terminal.progress(quiet or as_json) as advance,

@@ -122,11 +122,12 @@ def test_w4_weights_are_int4_in_the_graph_where_the_recipe_says_so(make_bundle: 
     bundle = make_bundle("shared", "w4")
     # q, gate, up and down of six layers; o, gate and projection of six, k and v of three, and two that stand alone
     assert weight_types(bundle, "target") == Counter({"INT4": 6 * 4, "INT8": 6 * 3 + 3 * 2 + 2})
-    assert set(weight_types(bundle, "drafter")) == {"INT4", "INT8"}
+    # q, gate, up and down of four layers and two projections; o of four and the centroids; the selected rows
+    assert weight_types(bundle, "drafter") == Counter({"INT4": 4 * 4 + 2, "INT8": 4 + 1, "FLOAT32": 1})
 
 
 def weight_types(bundle: Path, part: str) -> Counter[str]:
-    """Types of the constant weights of one decode or draft graph."""
+    """Types of what the linear operators of one decode or draft graph multiply with."""
     from ai_edge_litert import schema_py_generated as schema
 
     manifest = open_engine(bundle, 1).manifest

@@ -55,6 +55,7 @@ def quantize(steps: list[Step], recipe: Recipe, source: Path, path: Path) -> Non
     from ai_edge_quantizer.quantizer import Quantizer
 
     work = Quantizer(str(source))
+    outputs = _outputs_of_weights(steps)
     quantized = False
     for name, module in all_weights(steps).items():
         rule = recipe.rule_for(name)
@@ -63,7 +64,7 @@ def quantize(steps: list[Step], recipe: Recipe, source: Path, path: Path) -> Non
         linear = isinstance(module, nn.Linear)
         try:
             work.add_dynamic_config(
-                regex=_scope(name),
+                regex="|".join([_scope(name), *(f"^{output}(;|$)" for output in outputs.get(name, ()))]),
                 operation_name=TFLOperationName.FULLY_CONNECTED if linear else TFLOperationName.EMBEDDING_LOOKUP,
                 num_bits=rule.bits,
                 granularity=QuantGranularity[f"BLOCKWISE_{rule.block}" if rule.block else "CHANNELWISE"],
@@ -77,6 +78,27 @@ def quantize(steps: list[Step], recipe: Recipe, source: Path, path: Path) -> Non
         work.quantize().export_model(str(path), overwrite=True)
     else:
         shutil.copyfile(source, path)
+
+
+def _outputs_of_weights(steps: list[Step]) -> dict[str, list[str]]:
+    """By weight, the graph outputs that are its operator's own: LiteRT names those `graph_output_output`."""
+    found: dict[str, list[str]] = {}
+    for step in steps:
+        if step.spec.role == "prefill":  # K/V only
+            continue
+        made: dict[str, Tensor] = {}
+        hooks = [
+            module.register_forward_hook(lambda _, inputs, output, name=name, made=made: made.update({name: output}))
+            for name, module in step.weights.items()
+        ]
+        with torch.no_grad():
+            outputs = step.module(**step.sample_inputs())
+        for hook in hooks:
+            hook.remove()
+        for name, tensor in made.items():
+            names = [f"{step.spec.name}_{key}_output" for key, output in outputs.items() if output is tensor]
+            found.setdefault(name, []).extend(names)
+    return found
 
 
 def _scope(weight: str) -> str:
