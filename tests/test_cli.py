@@ -19,10 +19,13 @@ from safetensors.torch import load_file, save_file
 COMMAND = Path(sys.executable).with_name("pocketdraft")
 SMALL = ("--recipe", "f32", "--context", "32", "--prefill", "8", "--drafts", "1")
 FEW = ("--per-domain", "1", "--max-tokens", "4")
+# Buffered output, as users have it: what fails at exit only must be seen.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
-def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(COMMAND), *map(str, arguments)], capture_output=True, text=True, timeout=300)
+def call(*arguments: object, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    line = [str(COMMAND), *map(str, arguments)]
+    return subprocess.run(line, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=300, env=ENVIRONMENT)
 
 
 def refusal(command: str, *arguments: object) -> str:
@@ -284,8 +287,7 @@ def test_a_reader_that_goes_away_is_no_error(whole, command):
     """As in `pocketdraft run ... | head -1`, but surely gone before the first write."""
     ours, theirs = os.pipe()
     os.close(ours)
-    arguments = [str(COMMAND), command[0], str(whole), *command[1:]]
-    done = subprocess.run(arguments, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    done = call(command[0], whole, *command[1:], stdout=theirs)
     os.close(theirs)
     assert (done.returncode, done.stderr) == (1, "")
 
@@ -294,7 +296,6 @@ def test_a_reader_that_goes_away_is_no_error(whole, command):
 @pytest.mark.parametrize("command", [["inspect"], ["inspect", "--json"], ["run", "--prompt", "import", "--quiet"]])
 def test_output_to_a_full_disk_is_one_sentence(whole, command):
     with open("/dev/full", "w") as full:
-        arguments = [str(COMMAND), command[0], str(whole), *command[1:]]
-        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = call(command[0], whole, *command[1:], stdout=full.fileno())
     said = "pocketdraft: Cannot read or write standard output: No space left on device.\n"
     assert (done.returncode, done.stderr) == (2, said)
