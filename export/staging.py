@@ -26,7 +26,7 @@ def staged(out: Path, only: str | None = None) -> Iterator[Path]:
     work = _work_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(out)
+        clear_abandoned(out)
         work.mkdir()
         yield work
         for path in work.rglob("*"):
@@ -42,11 +42,6 @@ def staged(out: Path, only: str | None = None) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def discard(out: Path) -> None:
-    """Removes what this process has staged for `out`; for a process that is about to end."""
-    shutil.rmtree(_work_folder(out), ignore_errors=True)
 
 
 def _work_folder(out: Path) -> Path:
@@ -96,7 +91,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _clear_abandoned(out: Path) -> None:
+def clear_abandoned(out: Path) -> None:
     """Removes what killed runs left, and puts back an old bundle that one of them had moved aside."""
     for path in out.parent.glob(f".{out.name}.*-*"):
         kind, _, pid = path.name.removeprefix(f".{out.name}.").rpartition("-")

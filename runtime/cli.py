@@ -78,6 +78,7 @@ def export(
     """Export a checkpoint pair to a phone bundle."""
     started = time.perf_counter()
     from pocketdraft.export import plan, staging
+    from pocketdraft.export.isolated import build_isolated
     from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
     from pocketdraft.quantize import recipe as recipes
 
@@ -98,18 +99,11 @@ def export(
         position=position,
     )
     staging.check_out(out, single=out.suffix == ".litertlm")
-    with (
-        terminal.leaving_on_interrupt(lambda: _discard(out)),
-        terminal.progress(quiet or as_json) as advance,
-    ):
-        advance("Loading torch", 0, 1)
+    with terminal.progress(quiet or as_json) as advance:
         try:
-            from pocketdraft.export import pipeline
-        except ModuleNotFoundError as error:
-            raise PocketdraftError(
-                f"Export needs {error.name}, which is not installed: pip install 'pocketdraft[export]'."
-            ) from error
-        manifest = pipeline.build(wanted, advance)
+            manifest = build_isolated(wanted, advance)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
     size = sum(part.size for part in manifest.parts.values())
     seconds = time.perf_counter() - started
     if as_json:
@@ -241,13 +235,6 @@ def inspect(bundle: Bundle, as_json: Json = False) -> None:
 
     manifest = open_bundle(bundle)
     print(manifest.dump()) if as_json else report.print_manifest(manifest, bundle)
-
-
-def _discard(out: Path) -> None:
-    """What an interrupted export has staged, if it came that far."""
-    staging = sys.modules.get("pocketdraft.export.staging")
-    if staging:
-        staging.discard(out)
 
 
 def _show(piece: str, as_json: bool) -> str:

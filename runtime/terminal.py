@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-SHOW_CURSOR = "\x1b[?25h\n"
 Advance = Callable[[str, int, int], None]
 
 
@@ -45,29 +43,6 @@ def progress(quiet: bool) -> Iterator[Advance]:
             bar.update(task, description=what, completed=done, total=total)
 
         yield advance
-
-
-@contextlib.contextmanager
-def leaving_on_interrupt(cleanup: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C runs `cleanup` and ends the process with 130, at once.
-
-    For work in converters whose callbacks swallow KeyboardInterrupt, after which they carry on.
-    """
-
-    screen = sys.stderr
-
-    def leave(number: int, frame: object) -> None:
-        cleanup()
-        if screen.isatty():
-            screen.write(SHOW_CURSOR)
-            screen.flush()
-        os._exit(130)
-
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

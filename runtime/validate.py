@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from . import litert_lm
 from .cache import Cache
-from .engine import Engine
+from .engine import Arrays, Engine
 from .ladder import Difference, Feed, climb, compare, tokens_needed
 from .manifest import Manifest
 from .proposal import NOTHING, Proposal
@@ -73,9 +74,47 @@ def validate(
     for drafter in ("mtp", "prompt_lookup"):
         drafted = [_generate(target, prompt, drafter, budget) for prompt in prompts]
         found.checks.append(_identity(target, drafter, prompts, outputs, drafted, gap))
+    progress("The drafter's position")
+    found.checks.append(position_check(engine, prompts, budget))
     progress("LiteRT-LM")
     found.checks.append(cross_check(folder, manifest, texts, tokenizer, outputs, budget))
     return found
+
+
+class _Moved:
+    """An engine whose drafter sits at the other position: p - 1 where it was exported for p, and the reverse."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.manifest, self._engine = engine.manifest, engine
+        self.new_cache, self.read_kv, self.close = engine.new_cache, engine.read_kv, engine.close
+        self._draft = engine.manifest.graphs_of("draft")[0].name
+        self._by = np.int32(-1 if engine.manifest.drafter.position == "pending" else 1)
+
+    def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, Any]:
+        if graph == self._draft:
+            inputs = {**inputs, "input_pos": inputs["input_pos"] + self._by}
+        return self._engine.run(graph, inputs, cache)
+
+
+def position_check(engine: Engine, prompts: Sequence[list[int]], budget: int) -> Check:
+    """Which position the drafter was trained at shows in what is accepted; the output is the same at either."""
+
+    def accepted(engine: Engine) -> list[float]:
+        target, found = Target(engine), []
+        for prompt in prompts:
+            session = open_session(engine, "mtp", target=target)
+            deque(session.generate(prompt, budget), maxlen=0)
+            found.append(session.stats.accepted_per_round)
+        return found
+
+    mine = engine.manifest.drafter.position
+    other = "last_cached" if mine == "pending" else "pending"
+    here, there = np.array(accepted(engine)), np.array(accepted(_Moved(engine)))
+    gain = there - here
+    # Two standard errors of the paired difference: below that the prompts are too few to tell.
+    sure = len(prompts) > 1 and gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(prompts))
+    detail = f"accepts {here.mean():.2f} drafts a round at {mine}, as exported; {there.mean():.2f} at {other}"
+    return Check("drafter's position", "info", detail + (f": export again with --position {other}" if sure else ""))
 
 
 def verify_gap(target: Target, prompt: Sequence[int]) -> float:

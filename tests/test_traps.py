@@ -10,6 +10,12 @@ import pytest
 import torch
 from conftest import WIDTHS, Pair
 from scripted import scripted_manifest
+from transformers import (
+    Gemma4Config,
+    Gemma4ForCausalLM,
+    Gemma4ForConditionalGeneration,
+    Gemma4VisionConfig,
+)
 
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.checkpoint import Checkpoint
@@ -20,6 +26,7 @@ from pocketdraft.export.reference import TransformersEngine
 from pocketdraft.export.step import Plain
 from pocketdraft.export.steps import mtp, target
 from pocketdraft.quantize.recipe import load
+from pocketdraft.runtime.engine import Engine
 from pocketdraft.runtime.ladder import climb, compare, tokens_needed
 from pocketdraft.runtime.manifest import DrafterSpec, Manifest
 
@@ -69,14 +76,37 @@ def failing_graphs(reference, make_pair: Callable[[str], Pair], shape: str) -> s
     return {d.graph for d in compare(outputs, ours, dict.fromkeys(ours, LIMIT)) if not d.passed}
 
 
+def disagreeing(reference: Engine, ours: Engine) -> set[str]:
+    manifest = ours.manifest
+    tokens = np.random.default_rng(0).integers(3, manifest.vocab_size, tokens_needed(manifest)).tolist()
+    wanted, feed = climb(manifest, reference, tokens, None)
+    found, _ = climb(manifest, ours, tokens, feed)
+    return {d.graph for d in compare(wanted, found, dict.fromkeys(found, LIMIT)) if not d.passed}
+
+
 def test_the_dense_head_of_a_centroid_checkpoint_agrees_with_transformers(make_pair):
     pair = make_pair("shared")
     manifest, steps = steps_of(pair, "shared", head="dense")
     reference = TransformersEngine(manifest, Checkpoint.open(pair.target), Checkpoint.open(pair.drafter))
-    tokens = np.random.default_rng(0).integers(3, manifest.vocab_size, tokens_needed(manifest)).tolist()
-    outputs, feed = climb(manifest, reference, tokens, None)
-    ours, _ = climb(manifest, EagerEngine(manifest, steps), tokens, feed)
-    assert all(d.passed for d in compare(outputs, ours, dict.fromkeys(ours, LIMIT)))
+    assert disagreeing(reference, EagerEngine(manifest, steps)) == set()
+
+
+def test_a_fused_checkpoint_agrees_with_transformers_fused_model(make_pair, tmp_path):
+    """`Gemma4ForConditionalGeneration`: the text model lies one level deeper, beside a vision tower."""
+    pair = make_pair("shared")
+    text = Gemma4ForCausalLM.from_pretrained(pair.target)
+    vision = Gemma4VisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+    )
+    config = Gemma4Config(text_config=text.config, vision_config=vision, audio_config=None)
+    fused = Gemma4ForConditionalGeneration(config)
+    fused.model.language_model.load_state_dict(text.model.state_dict())
+    fused.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((pair.target / "tokenizer.json").read_bytes())
+    manifest, steps = steps_of(Pair(tmp_path, pair.drafter), "shared")
+    reference = TransformersEngine(manifest, Checkpoint.open(tmp_path), Checkpoint.open(pair.drafter))
+    assert isinstance(reference.target, Gemma4ForConditionalGeneration)
+    assert disagreeing(reference, EagerEngine(manifest, steps)) == set()
 
 
 TARGET_GRAPHS = {"decode", "verify", "verify_2"}
