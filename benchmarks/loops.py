@@ -1,10 +1,10 @@
 """Three loops on one pair: this runtime's, LiteRT-LM's and transformers' assisted generation.
 
-    python benchmarks/loops.py [--size tiny|large] [--recipe w8] [--repeats 5]
+    python benchmarks/loops.py [--size tiny|large|huge] [--recipe w8] [--repeats 5]
 
 Every repeat runs all of them in turn, on the same prompts and with one thread, so that noise hits them alike (the
 first two in processes of their own, which open the bundle anew);
-what is reported are medians, and medians of the ratios within a repeat. "large" is a pair of the same shape
+what is reported are medians, and medians of the ratios within a repeat. "large" and "huge" are pairs of the same shape
 with random weights (nothing is accepted, every round is refused at its first draft), made on the spot.
 
 The physics: a round costs one verify and K draft calls, whatever runs the loop. What a loop adds is the host's
@@ -42,12 +42,14 @@ from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.text import Tokenizer
 
 DRAFTS = 4
+# Hidden size of the random pairs: 47 and 260 million parameters outside the embeddings.
+LARGE = {"large": 640, "huge": 1536}
 METHODS = ("pocketdraft", "LiteRT-LM", "transformers")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("tiny", "large"), default="tiny")
+    parser.add_argument("--size", choices=("tiny", *LARGE), default="tiny")
     parser.add_argument("--recipe", default="w8")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -56,7 +58,9 @@ def main() -> None:
     terminal.silence_native_code()
     torch.set_num_threads(1)
     patch_transformers()
-    target_dir, drafter_dir = large_pair(chosen.work) if chosen.size == "large" else (TARGET_DIR, DRAFTER_DIR)
+    target_dir, drafter_dir = (
+        large_pair(chosen.work, chosen.size) if chosen.size in LARGE else (TARGET_DIR, DRAFTER_DIR)
+    )
     bundle = chosen.work / f"{chosen.size}-{chosen.recipe}"
     with terminal.progress(quiet=False) as advance:
         if not bundle.exists():
@@ -86,16 +90,20 @@ class OwnPeer:
 
     def __init__(self, bundle: Path, texts: list[str], budget: int) -> None:
         self._job = {"bundle": str(bundle), "texts": texts, "budget": budget, "drafts": DRAFTS}
-        self.outside: list[float] = []
 
     def tokens_per_s(self, drafted: bool) -> float:
-        job = self._job | {"drafter": "mtp" if drafted else "none"}
+        found = self._run("mtp" if drafted else "none", instrumented=False)
+        return found["tokens"] / found["seconds"]
+
+    def outside(self) -> float:
+        """Share of a drafted round that no graph call accounts for."""
+        return statistics.median(self._run("mtp", instrumented=True)["outside"] for _ in range(3))
+
+    def _run(self, drafter: str, instrumented: bool) -> dict[str, float]:
+        job = self._job | {"drafter": drafter, "instrumented": instrumented}
         command = [sys.executable, str(Path(__file__).with_name("own_loop.py"))]
         child = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=True)
-        found = json.loads(child.stdout.splitlines()[-1])
-        if drafted:
-            self.outside.append(found["outside"])
-        return float(found["tokens"] / found["seconds"])
+        return json.loads(child.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 class LiteRTLMPeer:
@@ -120,7 +128,7 @@ class TransformersPeer:
         self.assistant.generation_config.num_assistant_tokens = DRAFTS
         self.assistant.generation_config.num_assistant_tokens_schedule = "constant"
         tokenizer = Tokenizer(bundle / "tokenizer.json", self.model.config.bos_token_id)
-        self.prompts = [torch.tensor([tokenizer.encode(text)]) for text in texts[::2]]
+        self.prompts = [torch.tensor([tokenizer.encode(text)]) for text in texts[::4]]
         self.budget = budget
 
     def tokens_per_s(self, drafted: bool) -> float:
@@ -132,12 +140,12 @@ class TransformersPeer:
         return tokens / (time.perf_counter() - started)
 
 
-def large_pair(work: Path) -> tuple[Path, Path]:
-    """Same shape, 47 million parameters outside the embeddings, random weights."""
-    folders = work / "large" / "target", work / "large" / "drafter"
+def large_pair(work: Path, size: str) -> tuple[Path, Path]:
+    """The trained pair's shape, but wide, with random weights."""
+    folders = work / size / "target", work / size / "drafter"
     if not folders[1].exists():
         target = configs.target_config()
-        target.hidden_size, target.intermediate_size, target.num_attention_heads = 640, 2560, 8
+        target.hidden_size, target.intermediate_size, target.num_attention_heads = LARGE[size], 4 * LARGE[size], 8
         target.sliding_window = 256
         drafter = configs.drafter_config(target, centroids=True, hidden=256)
         for model, folder in zip(configs.random_pair(target, drafter, seed=0), folders, strict=True):
@@ -155,7 +163,7 @@ def report(chosen: argparse.Namespace, speeds: dict[tuple[str, bool], list[float
         "pocketdraft is",
         title=f"{chosen.size}, {chosen.recipe}",
     )
-    outside = statistics.median(ours.outside[1:])
+    outside = ours.outside()
     found: dict[str, Any] = {"size": chosen.size, "recipe": chosen.recipe, "outside": round(outside, 4)}
     for name in METHODS:
         plain, drafted = speeds[name, False], speeds[name, True]

@@ -11,10 +11,12 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import PocketdraftError
 
@@ -71,8 +73,14 @@ def _child() -> None:
 
     job = json.load(sys.stdin)
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.INFO)
+    with tempfile.TemporaryDirectory() as cache:  # else its packed weights stay in the bundle's folder
+        print(f"\n{RESULT}{json.dumps(_replies(litert_lm, job, cache))}", flush=True)
+
+
+def _replies(litert_lm: Any, job: dict[str, Any], cache: str) -> dict[str, Any]:
     engine = litert_lm.Engine(
         job["file"],
+        cache_dir=cache,
         backend=litert_lm.Backend.CPU(thread_count=job["threads"]),
         enable_speculative_decoding=job["speculate"],
         enable_benchmark=True,
@@ -90,7 +98,7 @@ def _child() -> None:
         tokens.append(session.get_benchmark_info().last_decode_token_count)
         session.close()
     engine.close()
-    print(f"\n{RESULT}{json.dumps({'texts': texts, 'decode_s': seconds, 'tokens': tokens})}", flush=True)
+    return {"texts": texts, "decode_s": seconds, "tokens": tokens}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,16 +37,21 @@ class Target:
         self._embedder = manifest.graphs_of("embed")[0].name
         per_layer = manifest.graphs_of("embed_per_layer")
         self._per_layer_embedder = per_layer[0].name if per_layer else None
+        # Prefixes of these two arrays, as views, are all positions and masks that a call can need.
         self._slots = np.arange(self.context_length, dtype=np.int32)
-        self._rows: OrderedDict[int, dict[str, Floats]] = OrderedDict()
+        steps = np.repeat([True, False], self.context_length)
+        self._prefixes = np.lib.stride_tricks.sliding_window_view(steps, self.context_length)[::-1]
+        self._rows: OrderedDict[int, dict[str, npt.NDArray[Any]]] = OrderedDict()
 
     def embed(self, token: int) -> Floats:
         """The scaled embedding, [1, 1, D]."""
         return self._embedded(token)["embeddings"]
 
-    def visible(self, positions: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-        """bool [1, 1, T, context]: each position sees itself and what came before."""
-        return (self._slots <= positions[:, None])[None, None]
+    def positions(self, start: int, count: int) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of a call whose tokens lie at `start` and after: `input_pos` int32 [T] and `mask` bool
+        [1, 1, T, context], where each position sees itself and what came before."""
+        end = start + count
+        return {"input_pos": self._slots[start:end], "mask": self._prefixes[None, None, start + 1 : end + 1]}
 
     def prefill(self, cache: Cache, tokens: Sequence[int]) -> None:
         """Commits K/V of `tokens`; gives nothing back."""
@@ -76,15 +82,13 @@ class Target:
 
     def _run(self, graph: GraphSpec, cache: Cache, tokens: Sequence[int]) -> dict[str, Floats]:
         """Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it."""
-        padded = [*tokens, *(0 for _ in range(graph.width - len(tokens)))]
-        rows = [self._embedded(token) for token in padded]
-        positions = np.arange(cache.length, cache.length + graph.width, dtype=np.int32)
-        inputs = {name: np.concatenate([row[name] for row in rows], 1) for name in rows[0]}
-        return self.engine.run(
-            graph.name, {**inputs, "input_pos": positions, "mask": self.visible(positions)}, cache.handle
-        )
+        rows = [self._embedded(token) for token in (*tokens, *[0] * (graph.width - len(tokens)))]
+        inputs = rows[0]
+        if len(rows) > 1:
+            inputs = {name: np.concatenate([row[name] for row in rows], 1) for name in inputs}
+        return self.engine.run(graph.name, inputs | self.positions(cache.length, graph.width), cache.handle)
 
-    def _embedded(self, token: int) -> dict[str, Floats]:
+    def _embedded(self, token: int) -> dict[str, npt.NDArray[Any]]:
         """Rows of the last tokens are remembered: an embedding is a pure function of its token."""
         row = self._rows.get(token)
         if row is None:

@@ -171,7 +171,7 @@ def test_a_disk_that_fills_up_in_the_converter_is_one_sentence(make_pair, tmp_pa
     )
     assert (done.returncode, done.stdout) == (2, "")
     (sentence,) = done.stderr.splitlines()
-    assert "The converter ended with status 1 (it gave no reason; a disk that is full does that)" in sentence
+    assert "The converter ended with status 1 (LLVM ERROR: IO failure on output stream: File too large)" in sentence
     assert names(tmp_path) == []
 
 

@@ -69,6 +69,10 @@ def test_trap_committed_length_one_off(monkeypatch, off):
 
 
 def test_trap_mask_shows_a_slot_too_many(monkeypatch):
-    monkeypatch.setattr(Target, "visible", lambda self, positions: (self._slots <= positions[:, None] + 1)[None, None])
+    def generous(self, start, count):
+        return honest(self, start, count) | {"mask": honest(self, start + 1, count)["mask"]}
+
+    honest = Target.positions
+    monkeypatch.setattr(Target, "positions", generous)
     with pytest.raises((AssertionError, OverflowError)):
         assert drafted_by(MTPDrafter) == plain(PROMPT, 20)

@@ -28,13 +28,11 @@ class MTPDrafter:
     def propose(self, context: Context, count: int) -> Proposal:
         if self._hidden is None or count < 1:
             return NOTHING
-        position = np.array([self._cache.length - 1], np.int32)
-        mask = self._target.visible(position)
+        place = self._target.positions(self._cache.length - 1, 1)
         hidden, token, tokens = self._hidden, context.last, []
         for _ in range(count):
             activations = np.concatenate([self._target.embed(token), hidden], -1)
-            inputs = {"activations": activations, "input_pos": position, "mask": mask}
-            outputs = self._target.engine.run(self._graph, inputs, self._cache.handle)
+            outputs = self._target.engine.run(self._graph, {"activations": activations, **place}, self._cache.handle)
             hidden, token = outputs["projected_activations"], int(outputs["logits"][0, 0].argmax())
             tokens.append(token)
         return Proposal.chain(tokens)
