@@ -65,10 +65,8 @@ def main() -> None:
     with terminal.progress(quiet=False) as advance:
         if not bundle.exists():
             recipe = load(chosen.recipe)
-            build(
-                Plan(target_dir, drafter_dir, bundle, Recipes(recipe, recipe, recipe), prefill=(64,), verify=(5,)),
-                advance,
-            )
+            plan = Plan(target_dir, drafter_dir, bundle, Recipes(recipe, recipe, recipe), prefill=(64,), verify=(5,))
+            build([plan], advance)
         texts = [prompt.text for prompt in read_prompts(PROMPTS_FILE, per_domain=2)]
         peers = (OwnPeer(bundle, texts, chosen.max_tokens), LiteRTLMPeer(bundle, texts, chosen.max_tokens))
         reference = TransformersPeer(target_dir, drafter_dir, bundle, texts, chosen.max_tokens)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Gemma4AssistantConfig, Gemma4Config, Gemma4TextConfig, PretrainedConfig
 
 from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.manifest import Tokens
 
 from .hf_compat import patch_transformers
 
@@ -78,6 +79,20 @@ class Checkpoint:
     @property
     def text_config(self) -> Gemma4TextConfig:
         return self.config.get_text_config()
+
+    def tokens(self) -> Tokens:
+        """Stop tokens are those of generation_config.json where there is one, else config.json's eos."""
+        eos, bos = self.text_config.eos_token_id, self.text_config.bos_token_id
+        path = self.folder / "generation_config.json"
+        if path.is_file():
+            generation = json.loads(path.read_text())
+            eos, bos = generation.get("eos_token_id", eos), generation.get("bos_token_id", bos)
+        stop = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        return Tokens(bos=bos, stop=tuple(stop))
+
+    def chat_template(self) -> str | None:
+        path = self.folder / "chat_template.jinja"
+        return path.read_text() if path.is_file() else None
 
     def sha256(self) -> str:
         """Over config and weights, in the order of file names."""

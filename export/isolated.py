@@ -1,4 +1,4 @@
-"""build(plan) in a process of its own.
+"""build(plans) in a process of its own.
 
 Converters abort on a full disk, get killed for want of memory, and swallow KeyboardInterrupt in their
 callbacks. From outside each of these is one sentence, nothing is left behind, and Ctrl-C works at once.
@@ -11,26 +11,23 @@ import os
 import signal
 import tempfile
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import Manifest
 
-from .plan import Plan
+from .plan import Plan, Progress
 from .staging import clear_abandoned
 
-if TYPE_CHECKING:
-    from .pipeline import Progress
 
-
-def build_isolated(plan: Plan, progress: Progress) -> Manifest:
+def build_isolated(plans: Sequence[Plan], progress: Progress) -> list[Manifest]:
     """As `pipeline.build`, and PocketdraftError also where the process behind it dies."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile() as log:
-        child = context.Process(target=_work, args=(plan, sender, Path(log.name)))
+        child = context.Process(target=_work, args=(plans, sender, Path(log.name)))
         child.start()
         sender.close()
         try:
@@ -38,7 +35,7 @@ def build_isolated(plan: Plan, progress: Progress) -> Manifest:
                 message = receiver.recv()
                 if isinstance(message, tuple):
                     progress(*message)
-                elif isinstance(message, Manifest):
+                elif isinstance(message, list):
                     return message
                 else:
                     raise message
@@ -48,10 +45,11 @@ def build_isolated(plan: Plan, progress: Progress) -> Manifest:
         finally:
             child.kill()
             child.join()
-            clear_abandoned(plan.out)
+            for plan in plans:
+                clear_abandoned(plan.out)
 
 
-def _work(plan: Plan, sender: Connection, log: Path) -> None:
+def _work(plans: Sequence[Plan], sender: Connection, log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if not os.environ.get("POCKETDRAFT_VERBOSE"):
@@ -62,7 +60,7 @@ def _work(plan: Plan, sender: Connection, log: Path) -> None:
     try:
         from .pipeline import build
 
-        sender.send(build(plan, lambda *state: sender.send(state)))
+        sender.send(build(plans, lambda *state: sender.send(state)))
     except ModuleNotFoundError as error:
         mend = "pip install 'pocketdraft[export]'"
         sender.send(PocketdraftError(f"Export needs {error.name}, which is not installed: {mend}."))

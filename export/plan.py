@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pocketdraft.quantize.recipe import Recipe
+from pocketdraft.quantize.recipe import Recipe, Rule
 from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.manifest import Backend
+
+# (what is being done, done so far, in all)
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,10 @@ class Recipes:
 
     def of(self, part: str) -> Recipe:
         return {"target": self.target, "drafter": self.drafter}.get(part, self.embedder)
+
+    def rule_for(self, weight: str) -> Rule:
+        """By the weight's name, `part.path`."""
+        return self.of(weight.partition(".")[0]).rule_for(weight)
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Plan:
     drafter: Path
     out: Path
     recipes: Recipes
-    backend: Literal["litert"] = "litert"
+    backend: Backend = "litert"
     context: int = 512
     prefill: tuple[int, ...] = (16, 128)
     verify: tuple[int, ...] = (5, 2, 3, 9)
@@ -42,6 +51,10 @@ class Plan:
     position: Literal["pending", "last_cached"] = "pending"
 
     def __post_init__(self) -> None:
+        if self.out.suffix == ".litertlm" and self.backend != "litert":
+            raise PocketdraftError(
+                f"--out {self.out} is LiteRT-LM's file, --backend is {self.backend}; give a folder or --backend litert."
+            )
         for name, widths in (("prefill", self.prefill), ("verify", self.verify)):
             if not widths or len(set(widths)) != len(widths) or min(widths) < 1:
                 raise PocketdraftError(f"--{name} is {list(widths)}; give distinct positive widths.")

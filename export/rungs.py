@@ -10,10 +10,10 @@ from pocketdraft.runtime.engine import Engine
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import Manifest
 
-from .backends.eager import EagerEngine, quantize_as_recipe
+from .backends.eager import EagerEngine
 from .checkpoint import Checkpoint
 from .pair import check_pair
-from .pipeline import make_steps
+from .pipeline import backend_of, load_models, make_steps
 from .plan import Plan, Recipes
 from .reference import TransformersEngine
 from .step import Plain
@@ -47,12 +47,13 @@ def rungs(manifest: Manifest, target: Path, drafter: Path) -> Iterator[tuple[str
     check_pair(target_files, drafter_files)
     yield "transformers", TransformersEngine(manifest, target_files, drafter_files)
     plan = plan_of(manifest, target, drafter)
-    steps, _ = make_steps(plan, target_files, drafter_files, Plain())
+    models = load_models(target_files, drafter_files)
+    steps, _ = make_steps(plan, models, Plain())
     yield "step", EagerEngine(manifest, steps)
     if any(
         rule.dtype != "float32" for part in ("target", "drafter", "embedder") for rule in plan.recipes.of(part).rule
     ):
-        quantize_as_recipe(steps, plan.recipes)
+        backend_of(plan).quantize_steps(steps, plan.recipes)
         yield "quantized step", EagerEngine(manifest, steps)
 
 
@@ -65,6 +66,7 @@ def plan_of(manifest: Manifest, target: Path, drafter: Path) -> Plan:
         drafter=drafter,
         out=Path(),
         recipes=Recipes(**recipes),
+        backend=manifest.backend,
         context=manifest.context_length,
         prefill=tuple(graph.width for graph in manifest.graphs_of("prefill")),
         verify=tuple(verify),

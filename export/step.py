@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,12 +42,17 @@ class Step:
 
     @property
     def weights(self) -> dict[str, nn.Linear | nn.Embedding]:
-        """What a recipe may quantize, by the name that recipes use: `part.path`, the trunk's prefix left out."""
-        return {
-            f"{self.spec.part}.{path.removeprefix('trunk.')}": module
-            for path, module in self.module.named_modules()
-            if isinstance(module, nn.Linear | nn.Embedding)
-        }
+        """What a recipe may quantize, by the name that recipes use."""
+        return {self.weight_name(path): module for path, module in self._weights()}
+
+    def weight_name(self, path: str) -> str:
+        """`part.path`, the trunk's prefix left out."""
+        return f"{self.spec.part}.{path.removeprefix('trunk.')}"
+
+    def _weights(self) -> Iterator[tuple[str, nn.Linear | nn.Embedding]]:
+        for path, module in self.module.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                yield path, module
 
     def sample_inputs(self) -> dict[str, Tensor]:
         return {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in self.spec.inputs}
@@ -55,6 +61,44 @@ class Step:
 def all_weights(steps: list[Step]) -> dict[str, nn.Linear | nn.Embedding]:
     """The weights of several steps, shared ones once."""
     return {name: module for step in steps for name, module in step.weights.items()}
+
+
+def replace_weights(steps: list[Step], make: Callable[[str, nn.Linear | nn.Embedding], nn.Module]) -> None:
+    """Puts `make(name, module)` in the place of each weight's module; steps that shared one share the new one."""
+    made: dict[str, nn.Module] = {}
+    for step in steps:
+        for path, module in list(step._weights()):
+            name = step.weight_name(path)
+            if name not in made:
+                made[name] = make(name, module)
+            step.module.set_submodule(path, made[name])
+
+
+class Positional(nn.Module):
+    """A step for exporters that take no keywords: tensors in the order of the spec, in and out."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step.module
+        self._inputs = [tensor.name for tensor in step.spec.inputs]
+        self._outputs = [tensor.name for tensor in step.spec.outputs]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.step(**dict(zip(self._inputs, tensors, strict=True)))
+        return tuple(outputs[name] for name in self._outputs)
+
+
+def families(steps: list[Step]) -> dict[str, Step]:
+    """The widest step of each family, for backends whose graphs take any width."""
+    by_width = sorted(steps, key=lambda step: step.spec.width)
+    return {step.spec.family: step for step in by_width}
+
+
+def width_axes(step: Step) -> list[int | None]:
+    """For each input, the axis that counts the call's tokens: it may be symbolic. None where there is none."""
+    fixed = step.spec.width == 1
+    axes = {"input_pos": 0, "mask": 2, "embeddings": 1, "per_layer_embeddings": 1}
+    return [None if fixed else axes.get(tensor.name) for tensor in step.spec.inputs]
 
 
 class StepKV:

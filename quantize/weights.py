@@ -26,22 +26,27 @@ class WeightError:
     sqnr_db: float
 
 
-def round_trip(weight: Weight, rule: Rule) -> Weight:
-    """[outputs, inputs] quantized symmetrically per output channel, or per block of inputs, and back.
+def quantize(weight: Weight, rule: Rule) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """[outputs, inputs] to levels [outputs, blocks, block] and scales [outputs, blocks], symmetric, no zero point.
 
-    A channel's scale is float32, a block's is stored in bfloat16, as the runtimes keep it.
+    Without blocks a row is one block. A row's scale is float32, a block's is rounded to bfloat16, as runtimes keep it.
     """
-    if rule.dtype == "float32":
-        return weight
     rows, columns = weight.shape
-    block = rule.block or columns
-    grouped = weight.reshape(rows, columns // block, block)
+    grouped = weight.reshape(rows, -1, rule.block or columns)
     top = 2 ** (rule.bits - 1) - 1
-    scale = np.maximum(np.abs(grouped).max(-1, keepdims=True), np.float32(1e-30)) / np.float32(top)
+    scale = np.maximum(np.abs(grouped).max(-1), np.float32(1e-30)) / np.float32(top)
     if rule.block:
         scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
-    levels = np.clip(np.rint(grouped / scale), -top, top)
-    restored: Weight = (levels * scale).reshape(rows, columns).astype(np.float32)
+    levels = np.clip(np.rint(grouped / scale[..., None]), -top, top)
+    return levels.astype(np.int8), scale
+
+
+def round_trip(weight: Weight, rule: Rule) -> Weight:
+    """The weight as a quantized graph sees it."""
+    if rule.dtype == "float32":
+        return weight
+    levels, scale = quantize(weight, rule)
+    restored: Weight = (levels * scale[..., None]).reshape(weight.shape).astype(np.float32)
     return restored
 
 

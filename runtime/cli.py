@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
 from . import terminal
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
-from .manifest import Manifest, open_bundle
+from .manifest import Backend, Manifest, open_bundle
 from .prompts import read_prompts
 from .session import open_session
 from .target import Target
@@ -63,7 +64,9 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the new bundle, or NAME.litertlm for the phone's file alone.")],
     target: Annotated[Path | None, typer.Option(help="Target checkpoint; default: the embedded one.")] = None,
     drafter: Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")] = None,
-    backend: Annotated[Literal["litert"], typer.Option(help="The phone's runtime.")] = "litert",
+    backend: Annotated[
+        Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")
+    ] = "litert",
     recipe: Annotated[str, typer.Option(help="f32, w8, w4, mixed, or a .toml file.")] = "mixed",
     drafter_recipe: Annotated[str | None, typer.Option(help="Another recipe for the drafter.")] = None,
     embedder_recipe: Annotated[str | None, typer.Option(help="Another recipe for the embedders.")] = None,
@@ -91,27 +94,32 @@ def export(
             drafter=recipes.load(drafter_recipe or recipe),
             embedder=recipes.load(embedder_recipe or recipe),
         ),
-        backend=backend,
+        backend="litert" if backend == "all" else backend,
         context=context,
         prefill=_numbers("--prefill", prefill),
         verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),
         head=head,
         position=position,
     )
-    staging.check_out(out, single=out.suffix == ".litertlm")
+    plans = [wanted]
+    if backend == "all":
+        plans = [replace(wanted, backend=one, out=out / one) for one in get_args(Backend)]
+    for one in plans:
+        staging.check_out(one.out, single=one.out.suffix == ".litertlm")
     with terminal.progress(quiet or as_json) as advance:
         try:
-            manifest = build_isolated(wanted, advance)
+            manifests = build_isolated(plans, advance)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-    size = sum(part.size for part in manifest.parts.values())
-    seconds = time.perf_counter() - started
-    if as_json:
-        print(
-            json.dumps({"out": str(out), "bytes": size, "seconds": round(seconds, 1), "graphs": len(manifest.graphs)})
-        )
-    else:
-        print(f"{out}: {len(manifest.graphs)} graphs, {size / 1e6:.1f} MB, exported in {seconds:.0f} s")
+    seconds = round(time.perf_counter() - started, 1)
+    for one, manifest in zip(plans, manifests, strict=True):
+        result = {"out": str(one.out), "bytes": manifest.size, "seconds": seconds, "graphs": len(manifest.graphs)}
+        if as_json:
+            print(json.dumps(result))
+        else:
+            print(
+                f"{one.out}: {len(manifest.graphs)} graphs, {manifest.size / 1e6:.1f} MB, exported in {seconds:.0f} s"
+            )
 
 
 @app.command()

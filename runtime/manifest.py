@@ -3,7 +3,9 @@
 A bundle is a folder:
 
     bundle.json        this manifest
-    model.litertlm     the graphs (LiteRT); other backends bring other files
+    model.litertlm     the graphs (LiteRT), or
+    model.pte          the graphs (ExecuTorch), or
+    FAMILY.onnx        the graphs (ONNX), with PART.bin for the weights
     tokenizer.json     Hugging Face tokenizer
     quantization.json  error of each quantized weight, worst first
 
@@ -21,6 +23,9 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, Validat
 from .errors import PocketdraftError
 
 FORMAT_VERSION = 1
+PRESENT = "present."  # before the name of K/V that an ONNX graph gives back: an output cannot be called as an input
+KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of decode's inputs
+Backend = Literal["litert", "executorch", "onnx"]
 MANIFEST_NAME = "bundle.json"
 TOKENIZER_NAME = "tokenizer.json"
 ERRORS_NAME = "quantization.json"
@@ -51,6 +56,11 @@ class GraphSpec(_Frozen):
     width: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def family(self) -> str:
+        """Graphs that differ in width only. Where widths are symbolic (ExecuTorch, ONNX), a family is one graph."""
+        return "target" if self.role in ("decode", "verify") else self.role
 
 
 class KVLayer(_Frozen):
@@ -110,7 +120,7 @@ class Manifest(_Frozen):
     """Everything a runtime must know to run the bundle. `files` covers every byte but this file's own."""
 
     format_version: int
-    backend: Literal["litert"]
+    backend: Backend
     context_length: int
     vocab_size: int
     kv: tuple[KVLayer, ...]
@@ -126,6 +136,11 @@ class Manifest(_Frozen):
     def graphs_of(self, role: str) -> list[GraphSpec]:
         """The graphs with this role, narrowest first."""
         return sorted((g for g in self.graphs if g.role == role), key=lambda g: g.width)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files but the manifest itself."""
+        return sum(entry.size for entry in self.files.values())
 
     def dump(self) -> str:
         return self.model_dump_json(indent=1) + "\n"

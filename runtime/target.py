@@ -37,7 +37,7 @@ class Target:
         self._embedder = manifest.graphs_of("embed")[0].name
         per_layer = manifest.graphs_of("embed_per_layer")
         self._per_layer_embedder = per_layer[0].name if per_layer else None
-        # Prefixes of these two arrays, as views, are all positions and masks that a call can need.
+        # Slices of these two are all positions and masks that a call can need.
         self._slots = np.arange(self.context_length, dtype=np.int32)
         steps = np.repeat([True, False], self.context_length)
         self._prefixes = np.lib.stride_tricks.sliding_window_view(steps, self.context_length)[::-1]
@@ -51,7 +51,7 @@ class Target:
         """Inputs of a call whose tokens lie at `start` and after: `input_pos` int32 [T] and `mask` bool
         [1, 1, T, context], where each position sees itself and what came before."""
         end = start + count
-        return {"input_pos": self._slots[start:end], "mask": self._prefixes[None, None, start + 1 : end + 1]}
+        return {"input_pos": self._slots[start:end], "mask": self._prefixes[start + 1 : end + 1].copy()[None, None]}
 
     def prefill(self, cache: Cache, tokens: Sequence[int]) -> None:
         """Commits K/V of `tokens`; gives nothing back."""

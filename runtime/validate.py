@@ -142,6 +142,8 @@ def cross_check(
     """LiteRT-LM's text, speculation off and on, against ours. It spells special tokens out, but for stop tokens."""
     file, stop = manifest.parts["target"].file, manifest.tokens.stop
     name = "LiteRT-LM"
+    if manifest.backend != "litert":
+        return Check(name, "skipped", f"it opens LiteRT bundles, this one is for {manifest.backend}")
     if not litert_lm.installed():
         return Check(name, "skipped", "install pocketdraft[litert-lm] to run the bundle in LiteRT-LM itself")
     replies = [litert_lm.run(folder / file, texts, budget, speculate) for speculate in (False, True)]

@@ -61,7 +61,7 @@ def make_bundle(
         if (shape, recipe) not in made:
             pair, one = make_pair(shape), load(recipe)
             out = tmp_path_factory.mktemp("bundles") / f"{shape}-{recipe}"
-            build(Plan(pair.target, pair.drafter, out, Recipes(one, one, one), **WIDTHS))
+            build([Plan(pair.target, pair.drafter, out, Recipes(one, one, one), **WIDTHS)])
             made[shape, recipe] = out
         return made[shape, recipe]
 

@@ -20,7 +20,7 @@ from transformers import (
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.models import gemma4
-from pocketdraft.export.pipeline import make_steps
+from pocketdraft.export.pipeline import load_models, make_steps
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.reference import TransformersEngine
 from pocketdraft.export.step import Plain
@@ -54,7 +54,7 @@ def steps_of(pair: Pair, shape: str, head: str = "auto") -> tuple[Manifest, list
     recipe = load("f32")
     plan = Plan(pair.target, pair.drafter, Path(), Recipes(recipe, recipe, recipe), head=head, **WIDTHS)
     files = Checkpoint.open(pair.target), Checkpoint.open(pair.drafter)
-    steps, layout = make_steps(plan, *files, Plain())
+    steps, layout = make_steps(plan, load_models(*files), Plain())
     geometry = gemma4.Geometry.from_config(files[0].text_config)
     drafter = DrafterSpec(
         kind="mtp",

@@ -13,11 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.manifest import Manifest
 
-from ..plan import Recipes
-from ..step import Step, all_weights
+from ..step import Step
 
 KV = dict[str, Tensor]
 
@@ -45,26 +43,3 @@ class EagerEngine:
 
     def close(self) -> None:
         self._steps.clear()
-
-
-def quantize_as_recipe(steps: list[Step], recipes: Recipes) -> None:
-    """Makes the steps compute as the quantized graphs do, in place: weights rounded, activations as well.
-
-    A linear operator with quantized weights gets its input quantized to int8 on the fly, one range a row.
-    """
-    for name, module in all_weights(steps).items():
-        rule = recipes.of(name.partition(".")[0]).rule_for(name)
-        if rule.dtype == "float32":
-            continue
-        rounded = torch.from_numpy(round_trip(module.weight.detach().numpy(), rule))
-        module.weight = torch.nn.Parameter(rounded, requires_grad=False)
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda _, inputs: (round_trip_rows(inputs[0]),))
-
-
-def round_trip_rows(x: Tensor) -> Tensor:
-    """Asymmetric int8 with one scale and zero point a row, zero exact: XNNPACK's `qd8` (its `f32-qdint8` convert)."""
-    low, high = x.amin(-1, keepdim=True).clamp_max(0.0), x.amax(-1, keepdim=True).clamp_min(0.0)
-    scale = ((high - low) / 255.0).clamp_min(1e-30)
-    zero = torch.round(-128.0 - low / scale).clamp(-128, 127)
-    return (torch.round(x / scale + zero).clamp(-128, 127) - zero) * scale

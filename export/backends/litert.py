@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pocketdraft.quantize.recipe import Recipe
+from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.manifest import Part
 
+from .. import litertlm
+from ..checkpoint import Checkpoint
+from ..plan import Plan, Progress, Recipes
+from ..staging import require_space
 from ..step import Step, all_weights
+
+# Google's own packages that write the file, beside torch and transformers.
+VERSIONED = ("litert-torch", "ai-edge-quantizer", "litert-lm-builder")
 
 
 class LiteRTOperators:
@@ -33,6 +43,35 @@ class LiteRTOperators:
         from litert_torch.generative.custom_ops import bmm_4d as custom
 
         return custom.bmm_4d(a, b)  # type: ignore[no-any-return]
+
+
+OPERATORS = LiteRTOperators()
+
+
+def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
+    """Writes `model.litertlm` into `folder`: a flatbuffer a part, tokenizer and metadata."""
+    require_space(folder, 8 * sum(module.weight.numel() for module in all_weights(steps).values()))
+    scratch = folder / "lowering"
+    scratch.mkdir()
+    parts = {}
+    grouped = [(part, list(group)) for part, group in groupby(steps, key=lambda step: step.spec.part)]
+    for index, (part, group) in enumerate(grouped):
+        progress(f"Lowering and quantizing the {part.replace('_', ' ')}", index, len(grouped))
+        float_file, parts[part] = scratch / f"{part}.float.tflite", scratch / f"{part}.tflite"
+        lower(group, float_file)
+        quantize(group, plan.recipes.of(part), float_file, parts[part])
+        float_file.unlink()
+    progress("Packing", len(grouped), len(grouped))
+    chat = litertlm.ChatFile(
+        tokenizer=target.tokenizer_file,
+        tokens=target.tokens(),
+        # LiteRT-LM verifies at full width whatever is left: keep room for a whole verify.
+        max_tokens=plan.context - plan.verify[0],
+        chat_template=target.chat_template(),
+    )
+    located = litertlm.pack(parts, chat, folder / litertlm.FILE_NAME)
+    shutil.rmtree(scratch)
+    return located
 
 
 def lower(steps: list[Step], path: Path) -> None:
@@ -78,6 +117,29 @@ def quantize(steps: list[Step], recipe: Recipe, source: Path, path: Path) -> Non
         work.quantize().export_model(str(path), overwrite=True)
     else:
         shutil.copyfile(source, path)
+
+
+def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
+    """Makes the steps compute as the quantized graphs do, in place: weights rounded, activations as well.
+
+    A linear operator with quantized weights gets its input quantized to int8 on the fly, one range a row.
+    """
+    for name, module in all_weights(steps).items():
+        rule = recipes.rule_for(name)
+        if rule.dtype == "float32":
+            continue
+        rounded = torch.from_numpy(round_trip(module.weight.detach().numpy(), rule))
+        module.weight = nn.Parameter(rounded, requires_grad=False)
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: (round_trip_rows(inputs[0]),))
+
+
+def round_trip_rows(x: Tensor) -> Tensor:
+    """Asymmetric int8 with one scale and zero point a row, zero exact: XNNPACK's `qd8` (its `f32-qdint8` convert)."""
+    low, high = x.amin(-1, keepdim=True).clamp_max(0.0), x.amax(-1, keepdim=True).clamp_min(0.0)
+    scale = ((high - low) / 255.0).clamp_min(1e-30)
+    zero = torch.round(-128.0 - low / scale).clamp(-128, 127)
+    return (torch.round(x / scale + zero).clamp(-128, 127) - zero) * scale
 
 
 def _outputs_of_weights(steps: list[Step]) -> dict[str, list[str]]:

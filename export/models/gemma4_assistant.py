@@ -49,6 +49,7 @@ class Drafter(nn.Module):
         self.pre_projection = linear(2 * backbone, geometry.hidden)
         self.post_projection = linear(geometry.hidden, backbone)
         self.lm_head = linear(geometry.hidden, geometry.vocab)
+        self.has_centroids = centroids > 0
         if centroids:
             self.masked_embedding = CentroidHead(geometry.vocab, geometry.hidden, centroids, top)
 

@@ -1,0 +1,177 @@
+"""ExecuTorch: steps -> one `.pte` whose methods share weights and K/V, delegated to XNNPACK.
+
+K/V are mutable buffers of the program: the target's methods write them in place and the drafter's reads the very
+same memory. A family of graphs is one method of symbolic width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pocketdraft.quantize.recipe import Rule
+from pocketdraft.quantize.weights import quantize
+from pocketdraft.runtime.manifest import KV_READER, Part
+
+from ..checkpoint import Checkpoint
+from ..plan import Plan, Progress, Recipes
+from ..step import Plain, Step, families, replace_weights, width_axes
+
+FILE_NAME = "model.pte"
+VERSIONED = ("executorch", "torchao")
+
+
+class InPlace(Plain):
+    """K/V rows are written into the program's own buffers."""
+
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
+        slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
+        return cache.index_copy_(axis, slots, rows)
+
+
+OPERATORS = InPlace()
+
+
+def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
+    """Writes `model.pte` into `folder`."""
+    quantize_steps(steps, plan.recipes)
+    chosen = families(steps)
+    kv = KVBuffers(chosen["target"])
+    programs = {}
+    for index, (family, step) in enumerate(chosen.items()):
+        progress(f"Tracing {family}", index, len(chosen) + 1)
+        programs[family] = _trace(Method(step, kv).eval())
+    programs[KV_READER] = torch.export.export(KVReader(kv), (torch.zeros(1),), strict=False)
+    progress("Lowering", len(chosen), len(chosen) + 1)
+    path = folder / FILE_NAME
+    with path.open("wb") as file:
+        _lower(programs).write_to_file(file)
+    size = path.stat().st_size
+    return {step.spec.part: Part(file=FILE_NAME, offset=0, size=size) for step in chosen.values()}
+
+
+def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
+    """Quantizes linear weights through torchao, in place; embeddings become ExecuTorch's own operators.
+
+    Activations of a quantized linear are int8, one range a row: XNNPACK's `qd8`, as on LiteRT.
+    """
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerAxis, PerGroup, quantize_
+
+    def quantized(name: str, module: nn.Linear | nn.Embedding) -> nn.Module:
+        rule = recipes.rule_for(name)
+        if rule.dtype == "float32":
+            return module
+        if isinstance(module, nn.Embedding):
+            return QuantizedEmbedding(module.weight, rule)
+        config = Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=torch.int8 if rule.bits == 8 else torch.int4,
+            weight_granularity=PerGroup(rule.block) if rule.block else PerAxis(0),
+            weight_scale_dtype=torch.bfloat16 if rule.block else torch.float32,
+        )
+        quantize_(module, config)
+        return module
+
+    replace_weights(steps, quantized)
+
+
+class QuantizedEmbedding(nn.Module):
+    """`quantized_decomposed::embedding_byte` or `embedding_4bit`: they need no fusion pass."""
+
+    def __init__(self, weight: Tensor, rule: Rule) -> None:
+        import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401 (registers the operators)
+
+        super().__init__()
+        levels, scales = quantize(weight.detach().numpy(), rule)
+        self.bits = rule.bits
+        flat = torch.from_numpy(levels).reshape(weight.shape)
+        if self.bits == 4:
+            shifted = (flat + 8).view(torch.uint8)
+            flat = (shifted[:, 0::2] << 4) | shifted[:, 1::2]
+        self.register_buffer("levels", flat)
+        self.register_buffer("scales", torch.from_numpy(scales).squeeze(1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        operators = torch.ops.quantized_decomposed
+        if self.bits == 8:
+            return operators.embedding_byte.dtype(
+                self.levels, self.scales, None, -128, 127, tokens, dtype=torch.float32
+            )
+        return operators.embedding_4bit.dtype(self.levels, self.scales, None, -8, 7, tokens, dtype=torch.float32)
+
+
+class KVBuffers(nn.Module):
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        for name, tensor in step.sample_inputs().items():
+            if name.startswith("kv_cache_"):
+                self.register_buffer(name, tensor)
+
+
+class KVReader(nn.Module):
+    """For the parity ladder; a phone never loads it."""
+
+    def __init__(self, kv: KVBuffers) -> None:
+        super().__init__()
+        self.kv = kv
+
+    def forward(self, zero: Tensor) -> tuple[Tensor, ...]:
+        return tuple(buffer + zero for buffer in self.kv.buffers())
+
+
+class Method(nn.Module):
+    """A step over the program's buffers: neither takes nor gives K/V."""
+
+    def __init__(self, step: Step, kv: KVBuffers) -> None:
+        super().__init__()
+        self.step, self.spec = step.module, step.spec
+        self.given = {
+            tensor.name: axis
+            for tensor, axis in zip(step.spec.inputs, width_axes(step), strict=True)
+            if not tensor.is_kv
+        }
+        self.samples = tuple(step.sample_inputs()[name] for name in self.given)
+        if any(tensor.is_kv for tensor in step.spec.inputs):
+            self.kv = kv
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        feed = dict(zip(self.given, tensors, strict=True))
+        feed |= {tensor.name: getattr(self.kv, tensor.name) for tensor in self.spec.inputs if tensor.is_kv}
+        outputs = self.step(**feed)
+        made = tuple(outputs[tensor.name] for tensor in self.spec.outputs if not tensor.is_kv)
+        return made or (feed["input_pos"] + 0,)  # a method must give something
+
+
+def _trace(method: Method) -> torch.export.ExportedProgram:
+    symbolic = any(axis is not None for axis in method.given.values())
+    width = torch.export.Dim("tokens", min=2, max=method.spec.width) if symbolic else None
+    shapes = tuple({} if axis is None else {axis: width} for axis in method.given.values())
+    with torch.no_grad():
+        return torch.export.export(method, method.samples, dynamic_shapes=(shapes,), strict=False)
+
+
+def _lower(programs: dict[str, torch.export.ExportedProgram]) -> Any:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+        XnnpackDynamicallyQuantizedPartitioner,
+        XnnpackPartitioner,
+    )
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
+
+    partitioners = [XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()]
+    edge = to_edge_transform_and_lower(
+        programs,
+        partitioner=dict.fromkeys(programs, partitioners),
+        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+    )
+    config = ExecutorchBackendConfig(
+        memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, share_mutable_buffers=True),
+        emit_mutable_buffer_names=True,
+        run_reinplace_pass=True,
+        extract_delegate_segments=True,
+        # Constant propagation would fold the K/V that the drafter only reads into zeros, without a word.
+        do_quant_fusion_and_const_prop=False,
+    )
+    return edge.to_executorch(config)
