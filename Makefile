@@ -12,7 +12,7 @@ setup: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "pocketdraft needs Python 3.11 or newer; run make PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,litert-lm,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,executorch,onnx,litert-lm,dev]'
 	@touch $@
 
 # The embedded pair: export, validate, run, and the table by domain. The last line is JSON.

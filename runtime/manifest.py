@@ -8,6 +8,7 @@ A bundle is a folder:
     FAMILY.onnx        the graphs (ONNX), with PART.bin for the weights
     tokenizer.json     Hugging Face tokenizer
     quantization.json  error of each quantized weight, worst first
+    delegation.json    operators outside of XNNPACK by method (ExecuTorch)
 
 The reader owns the format: `export` imports this module and fills it in.
 """
@@ -29,6 +30,7 @@ Backend = Literal["litert", "executorch", "onnx"]
 MANIFEST_NAME = "bundle.json"
 TOKENIZER_NAME = "tokenizer.json"
 ERRORS_NAME = "quantization.json"
+DELEGATION_NAME = "delegation.json"
 
 
 class _Frozen(BaseModel):

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bench import DomainBench
-from .manifest import ERRORS_NAME, Manifest
+from .manifest import DELEGATION_NAME, ERRORS_NAME, Manifest
 from .validate import Check, Validation
 
 WORST_SHOWN = 8
@@ -124,6 +124,10 @@ def print_manifest(manifest: Manifest, bundle: Path) -> None:
         f"reads K/V of layers {drafter.kv_sliding} and {drafter.kv_full}"
     )
     console.print(f"made of {manifest.source.target} and {manifest.source.drafter} by {_versions(manifest)}")
+    if (bundle / DELEGATION_NAME).is_file():
+        for method, counts in json.loads((bundle / DELEGATION_NAME).read_text()).items():
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+            console.print(f"{method}: operators outside of XNNPACK: {listed}")
     if errors:
         table = Table(
             "weight",

@@ -47,22 +47,20 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
 
 
 @pytest.fixture(scope="session")
-def make_bundle(
-    make_pair: Callable[[str], Pair], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, str], Path]:
-    """A LiteRT bundle by shape and recipe. Takes about ten seconds for each."""
+def make_bundle(make_pair: Callable[[str], Pair], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A bundle by shape, recipe and backend. Takes ten to twenty seconds each, for ExecuTorch one to two minutes."""
     from pocketdraft.export.pipeline import build
     from pocketdraft.export.plan import Plan, Recipes
     from pocketdraft.quantize.recipe import load
 
-    made: dict[tuple[str, str], Path] = {}
+    made: dict[tuple[str, str, str], Path] = {}
 
-    def make(shape: str, recipe: str) -> Path:
-        if (shape, recipe) not in made:
+    def make(shape: str, recipe: str, backend: str = "litert") -> Path:
+        if (shape, recipe, backend) not in made:
             pair, one = make_pair(shape), load(recipe)
-            out = tmp_path_factory.mktemp("bundles") / f"{shape}-{recipe}"
-            build([Plan(pair.target, pair.drafter, out, Recipes(one, one, one), **WIDTHS)])
-            made[shape, recipe] = out
-        return made[shape, recipe]
+            out = tmp_path_factory.mktemp("bundles") / f"{shape}-{recipe}-{backend}"
+            build([Plan(pair.target, pair.drafter, out, Recipes(one, one, one), backend, **WIDTHS)])
+            made[shape, recipe, backend] = out
+        return made[shape, recipe, backend]
 
     return make

@@ -74,18 +74,6 @@ def test_the_phone_s_file_has_the_layout_that_litert_lm_maps(make_bundle: MakeBu
         assert data[part.offset + 4 : part.offset + 8] == b"TFL3"
 
 
-def test_two_sessions_at_once_do_not_see_each_other(make_bundle: MakeBundle):
-    bundle = make_bundle("shared", "f32")
-    engine = open_engine(bundle, 1)
-    tokenizer, target = Tokenizer(bundle / "tokenizer.json", 2), Target(engine)
-    prompts = [tokenizer.encode(text) for text in TEXTS[:2]]
-    alone = [list(open_session(engine, "mtp", 4, target).generate(prompt, 16)) for prompt in prompts]
-    streams = [open_session(engine, "mtp", 4, target).generate(prompt, 16) for prompt in prompts]
-    together = [list(column) for column in zip(*itertools.zip_longest(*streams), strict=True)]
-    for one, two in zip(alone, together, strict=True):
-        assert one == [emitted for emitted in two if emitted]
-
-
 def test_the_cache_can_be_filled_to_its_last_slot(make_bundle: MakeBundle):
     engine = open_engine(make_bundle("shared", "f32"), 1)
     outputs = {}

@@ -6,6 +6,9 @@ same memory. A family of graphs is one method of symbolic width.
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,19 @@ from torch import Tensor, nn
 
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import quantize
-from pocketdraft.runtime.manifest import KV_READER, Part
+from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.manifest import DELEGATION_NAME, KV_READER, Part
 
 from ..checkpoint import Checkpoint
+from ..models.gemma4 import RMSNorm
 from ..plan import Plan, Progress, Recipes
 from ..step import Plain, Step, families, replace_weights, width_axes
 
 FILE_NAME = "model.pte"
+# What the graph holds beside operators that cost something.
+NO_KERNEL = ("getitem", "executorch_call_delegate", "sym_size", "alloc", "view_copy")
+# A linear layer, or the pattern of a quantized one that no delegate has recognized.
+HEAVY = ("linear", "addmm", "convolution", "torchao::dequantize_affine", "torchao::choose_qparams_affine")
 VERSIONED = ("executorch", "torchao")
 
 
@@ -31,6 +40,26 @@ class InPlace(Plain):
         slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
         return cache.index_copy_(axis, slots, rows)
 
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        # A matmul of four dimensions becomes expand, view and bmm, of which XNNPACK takes the bmm only.
+        product = torch.bmm(a.reshape(a.shape[1:]), b.reshape(b.shape[1:]).transpose(1, 2))
+        return product.reshape(1, *product.shape)
+
+
+class DelegatedRMSNorm(nn.Module):
+    """RMSNorm whose mean is a product with a constant: XNNPACK has no mean over one axis of three."""
+
+    mean: Tensor
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self.eps, self.weight = norm.eps, norm.weight
+        self.register_buffer("mean", torch.full((1, norm.size), 1.0 / norm.size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * torch.rsqrt(nn.functional.linear(x * x, self.mean) + self.eps)
+        return x if self.weight is None else x * self.weight
+
 
 OPERATORS = InPlace()
 
@@ -38,6 +67,7 @@ OPERATORS = InPlace()
 def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
     """Writes `model.pte` into `folder`."""
     quantize_steps(steps, plan.recipes)
+    delegate_norms(steps)
     chosen = families(steps)
     kv = KVBuffers(chosen["target"])
     programs = {}
@@ -46,9 +76,13 @@ def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progr
         programs[family] = _trace(Method(step, kv).eval())
     programs[KV_READER] = torch.export.export(KVReader(kv), (torch.zeros(1),), strict=False)
     progress("Lowering", len(chosen), len(chosen) + 1)
+    edge = _delegate(programs)
+    outside = {name: undelegated(edge.exported_program(name)) for name in programs}
+    check_delegated(outside)
+    (folder / DELEGATION_NAME).write_text(json.dumps(outside, indent=1))
     path = folder / FILE_NAME
     with path.open("wb") as file:
-        _lower(programs).write_to_file(file)
+        _plan_memory(edge).write_to_file(file)
     size = path.stat().st_size
     return {step.spec.part: Part(file=FILE_NAME, offset=0, size=size) for step in chosen.values()}
 
@@ -67,7 +101,7 @@ def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
         if isinstance(module, nn.Embedding):
             return QuantizedEmbedding(module.weight, rule)
         config = Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=torch.int8 if rule.bits == 8 else torch.int4,
+            weight_dtype=getattr(torch, rule.dtype),
             weight_granularity=PerGroup(rule.block) if rule.block else PerAxis(0),
             weight_scale_dtype=torch.bfloat16 if rule.block else torch.float32,
         )
@@ -75,6 +109,13 @@ def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
         return module
 
     replace_weights(steps, quantized)
+
+
+def delegate_norms(steps: list[Step]) -> None:
+    for step in steps:
+        for path, module in list(step.module.named_modules()):
+            if isinstance(module, RMSNorm):
+                step.module.set_submodule(path, DelegatedRMSNorm(module))
 
 
 class QuantizedEmbedding(nn.Module):
@@ -94,7 +135,7 @@ class QuantizedEmbedding(nn.Module):
         self.register_buffer("scales", torch.from_numpy(scales).squeeze(1))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        operators = torch.ops.quantized_decomposed
+        operators, tokens = torch.ops.quantized_decomposed, tokens.to(torch.int64)
         if self.bits == 8:
             return operators.embedding_byte.dtype(
                 self.levels, self.scales, None, -128, 127, tokens, dtype=torch.float32
@@ -152,20 +193,21 @@ def _trace(method: Method) -> torch.export.ExportedProgram:
         return torch.export.export(method, method.samples, dynamic_shapes=(shapes,), strict=False)
 
 
-def _lower(programs: dict[str, torch.export.ExportedProgram]) -> Any:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
-        XnnpackDynamicallyQuantizedPartitioner,
-        XnnpackPartitioner,
-    )
-    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-    from executorch.exir.passes import MemoryPlanningPass
+def _delegate(programs: dict[str, torch.export.ExportedProgram]) -> Any:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    partitioners = [XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()]
-    edge = to_edge_transform_and_lower(
+    return to_edge_transform_and_lower(
         programs,
-        partitioner=dict.fromkeys(programs, partitioners),
+        partitioner={name: [XnnpackPartitioner()] for name in programs},
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
     )
+
+
+def _plan_memory(edge: Any) -> Any:
+    from executorch.exir import ExecutorchBackendConfig
+    from executorch.exir.passes import MemoryPlanningPass
+
     config = ExecutorchBackendConfig(
         memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, share_mutable_buffers=True),
         emit_mutable_buffer_names=True,
@@ -175,3 +217,22 @@ def _lower(programs: dict[str, torch.export.ExportedProgram]) -> Any:
         do_quant_fusion_and_const_prop=False,
     )
     return edge.to_executorch(config)
+
+
+def undelegated(program: torch.export.ExportedProgram) -> dict[str, int]:
+    """Operators that ExecuTorch's portable kernels will run, most frequent first."""
+    targets = (node.target for node in program.graph.nodes if node.op == "call_function")
+    names = Counter(str(getattr(target, "_name", getattr(target, "__name__", target))) for target in targets)
+    found = {name.removeprefix("aten::").partition(".")[0]: count for name, count in names.most_common()}
+    return {name: count for name, count in found.items() if name not in NO_KERNEL}
+
+
+def check_delegated(outside: Mapping[str, Mapping[str, int]]) -> None:
+    """Refuses a program whose weights would be multiplied by a portable kernel: correct, and hopelessly slow."""
+    for method, counts in outside.items():
+        slow = next((name for name in counts if name in HEAVY), None)
+        if slow:
+            raise PocketdraftError(
+                f"XNNPACK does not take {counts[slow]} of {slow} in the method {method}; "
+                "choose another precision or block for its weights in the recipe."
+            )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import quantize
+from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import PRESENT, Part
 
 from ..checkpoint import Checkpoint
@@ -51,6 +52,11 @@ def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
         rule = recipes.rule_for(name)
         if rule.dtype == "float32":
             return module
+        if module.weight.shape[1] % 16:
+            raise PocketdraftError(
+                f"ONNX Runtime quantizes blocks of 16 inputs, {name} has rows of {module.weight.shape[1]}; "
+                "put a rule for it with dtype = 'float32' before."
+            )
         kind = NBitsLinear if isinstance(module, nn.Linear) else BlockQuantizedEmbedding
         return kind(module.weight, rule)
 
@@ -65,12 +71,15 @@ class _Quantized(nn.Module):
     a verify is no longer decoding bit by bit.
     """
 
+    packed: Tensor
+    scales: Tensor
+
     def __init__(self, weight: Tensor, rule: Rule) -> None:
         super().__init__()
         levels, scales = quantize(weight.detach().numpy(), rule)
         self.rows, self.columns = weight.shape
         self.bits = rule.bits
-        self.block = rule.block or next(size for size in (32, 16) if self.columns % size == 0)
+        self.block = 32 if self.columns % 32 == 0 else 16
         blocks = self.columns // self.block
         shifted = torch.from_numpy(levels).reshape(self.rows, blocks, self.block).to(torch.int16) + 2 ** (self.bits - 1)
         shifted = shifted.to(torch.uint8)
@@ -172,8 +181,8 @@ def _export(step: Step, weights: WeightFile, path: Path) -> None:
                 offset,
                 length,
                 tensor.dtype,
-                shape=tensor.shape,
-                name=value.name,
+                shape=onnx_ir.Shape(tensor.shape.numpy()),
+                name=str(value.name),
                 base_dir=path.parent,
             )
     onnx_ir.save(model, path)

@@ -123,7 +123,7 @@ class KVAccess(Protocol):
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float, scaled: bool = True) -> None:
         super().__init__()
-        self.eps = eps
+        self.size, self.eps = size, eps
         self.weight = nn.Parameter(torch.empty(size)) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,7 +151,8 @@ def rotary(head_dim: int, theta: float, fraction: float, positions: Tensor) -> t
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Applies RoPE to x [1, heads, T, d]."""
-    low, high = x.chunk(2, -1)
+    half = x.shape[-1] // 2
+    low, high = x[..., :half], x[..., half:]
     return x * cos + torch.cat([-high, low], -1) * sin
 
 
