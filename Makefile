@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT := build/demo
+BACKENDS := litert executorch onnx
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test slow lint types format clean
+.PHONY: setup demo table test slow lint types format clean
 
 setup: .venv/ready
 
@@ -15,12 +16,19 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,executorch,onnx,litert-lm,dev]'
 	@touch $@
 
-# The embedded pair: export, validate, run, and the table by domain. The last line is JSON.
+# The embedded pair for all three backends: export, validate, run, and the tables. The last line is JSON.
 demo: setup
-	$(BIN)/pocketdraft export --recipe mixed --out $(OUT)
-	$(BIN)/pocketdraft validate $(OUT)
-	$(BIN)/pocketdraft run $(OUT) --prompt '"type": "structure",' --max-tokens 96
-	$(BIN)/pocketdraft bench $(OUT)
+	$(BIN)/pocketdraft export --backend all --recipe mixed --out $(OUT)/mixed
+	$(BIN)/pocketdraft export --backend all --recipe f32 --drafts 4 --prefill 64 --out $(OUT)/f32
+	$(BIN)/pocketdraft validate $(OUT)/mixed/litert
+	$(BIN)/pocketdraft run $(OUT)/mixed/litert --prompt '"type": "structure",' --max-tokens 96
+	$(BIN)/pocketdraft bench $(foreach recipe,mixed f32,$(foreach backend,$(BACKENDS),$(OUT)/$(recipe)/$(backend)))
+
+# Every backend with every recipe: README's table.
+table: setup
+	for recipe in f32 w8 w4 mixed; do \
+		$(BIN)/pocketdraft export --backend all --recipe $$recipe --drafts 4 --prefill 64 --out build/table/$$recipe; done
+	$(BIN)/pocketdraft bench $(foreach recipe,mixed f32 w8 w4,$(foreach backend,$(BACKENDS),build/table/$(recipe)/$(backend)))
 
 test: setup
 	$(BIN)/pytest

@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from pairs import random_pair
 from rich.console import Console
 from rich.table import Table
 from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM
@@ -35,7 +36,7 @@ from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM
 from pocketdraft.export.hf_compat import patch_transformers
 from pocketdraft.export.pipeline import build
 from pocketdraft.export.plan import Plan, Recipes
-from pocketdraft.export.tiny import DRAFTER_DIR, PROMPTS_FILE, TARGET_DIR, configs
+from pocketdraft.export.tiny import DRAFTER_DIR, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.quantize.recipe import load
 from pocketdraft.runtime import litert_lm, terminal
 from pocketdraft.runtime.prompts import read_prompts
@@ -59,7 +60,9 @@ def main() -> None:
     torch.set_num_threads(1)
     patch_transformers()
     target_dir, drafter_dir = (
-        large_pair(chosen.work, chosen.size) if chosen.size in LARGE else (TARGET_DIR, DRAFTER_DIR)
+        random_pair(chosen.work / chosen.size, LARGE[chosen.size])
+        if chosen.size in LARGE
+        else (TARGET_DIR, DRAFTER_DIR)
     )
     bundle = chosen.work / f"{chosen.size}-{chosen.recipe}"
     with terminal.progress(quiet=False) as advance:
@@ -136,20 +139,6 @@ class TransformersPeer:
             output = self.model.generate(prompt, max_new_tokens=self.budget, do_sample=False, pad_token_id=0, **options)
             tokens += output.shape[1] - prompt.shape[1]
         return tokens / (time.perf_counter() - started)
-
-
-def large_pair(work: Path, size: str) -> tuple[Path, Path]:
-    """The trained pair's shape, but wide, with random weights."""
-    folders = work / size / "target", work / size / "drafter"
-    if not folders[1].exists():
-        target = configs.target_config()
-        target.hidden_size, target.intermediate_size, target.num_attention_heads = LARGE[size], 4 * LARGE[size], 8
-        target.sliding_window = 256
-        drafter = configs.drafter_config(target, centroids=True, hidden=256)
-        for model, folder in zip(configs.random_pair(target, drafter, seed=0), folders, strict=True):
-            model.save_pretrained(folder)
-            (folder / "tokenizer.json").write_bytes((TARGET_DIR / "tokenizer.json").read_bytes())
-    return folders
 
 
 def report(chosen: argparse.Namespace, speeds: dict[tuple[str, bool], list[float]], ours: OwnPeer) -> None:

@@ -195,7 +195,7 @@ def run(
 
 @app.command()
 def bench(
-    bundle: Bundle,
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles made by `pocketdraft export`.")],
     prompts: Prompts = None,
     per_domain: Annotated[int, typer.Option(help="Prompts taken of each domain.")] = 16,
     max_tokens: Annotated[int, typer.Option(help="Tokens generated per prompt.")] = 96,
@@ -204,35 +204,24 @@ def bench(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Plain against drafted by domain, paired; the last line is JSON."""
+    """Plain against drafted by domain, paired; several bundles in one table. The last line is JSON."""
     from . import report
-    from .bench import bench as measure
-    from .validate import cross_check
+    from .compare import bench_bundle
 
     _at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     _at_least(0, drafts=drafts, threads=threads)
-
     with terminal.progress(quiet or as_json) as advance:
-        engine, tokenizer = _open(bundle, threads)
         chosen = read_prompts(prompts or _embedded_prompts(), per_domain)
-        total = len(chosen)
-        domains = measure(
-            Target(engine),
-            tokenizer,
-            chosen,
-            max_tokens,
-            drafts,
-            lambda done: advance("Plain and drafted", done, total),
-        )
-        advance("LiteRT-LM on the same prompts", 0, 1)
-        outputs = [list(run.tokens) for domain in domains.values() for run in domain.runs["none"]]
-        texts = [prompt.text for name in domains for prompt in chosen if prompt.domain == name]
-        litert_lm = cross_check(bundle, engine.manifest, texts, tokenizer, outputs, max_tokens)
-    summary = report.summarize(domains, litert_lm)
+        found = [
+            bench_bundle(one, chosen, max_tokens, drafts, threads, lambda m: _rungs(m, None, None), advance)
+            for one in bundles
+        ]
     if not as_json:
-        report.print_bench(domains, litert_lm, drafts, threads)
-    print(json.dumps(summary))
-    if not summary["identical"] or litert_lm.outcome == "fail":
+        report.print_bench(found[0].domains, found[0].litert_lm, drafts, threads)
+        if len(found) > 1:
+            report.print_comparison(found)
+    print(json.dumps(report.summarize(found)))
+    if not all(one.passed for one in found):
         raise typer.Exit(1)
 
 

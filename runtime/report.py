@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bench import DomainBench
+from .compare import BundleBench
 from .manifest import DELEGATION_NAME, ERRORS_NAME, Manifest
 from .validate import Check, Validation
 
@@ -61,17 +63,45 @@ def print_run(result: dict[str, Any], quiet: bool) -> None:
     console.print(table)
 
 
-def summarize(domains: dict[str, DomainBench], litert_lm: Check) -> dict[str, Any]:
-    """The JSON line. Speeds are means over domains of their medians over prompts."""
-    count = len(domains)
-    return {
-        "identical": all(domain.identical for domain in domains.values()),
-        "litert_lm_identical": {"pass": True, "fail": False}.get(litert_lm.outcome),
-        "accepted_per_round": {name: round(d.stats["mtp"].accepted_per_round, 3) for name, d in domains.items()},
-        "plain_tokens_per_s": round(sum(d.tokens_per_s("none") for d in domains.values()) / count, 1),
-        "drafted_tokens_per_s": round(sum(d.tokens_per_s("mtp") for d in domains.values()) / count, 1),
-        "by_domain": {name: domain.to_json() for name, domain in domains.items()},
-    }
+def summarize(found: Sequence[BundleBench]) -> dict[str, Any]:
+    """The JSON line: the first bundle's figures, verdicts over all of them, and all under `bundles`."""
+    rows = [bench.to_json() for bench in found]
+    verdicts = {key: [row[key] for row in rows if row[key] is not None] for key in ("identical", "litert_lm_identical")}
+    overall = {key: all(values) if values else None for key, values in verdicts.items()}
+    return rows[0] | overall | ({"bundles": rows} if len(rows) > 1 else {})
+
+
+def print_comparison(found: Sequence[BundleBench]) -> None:
+    domains = list(found[0].domains)
+    columns = ("MB", "max error", "argmax", "KL", *domains, "plain/s", "drafted/s", "ratio", "same", "LiteRT-LM")
+    table = Table(
+        "backend",
+        "recipe",
+        title="Bundles side by side",
+        title_justify="left",
+        caption="max error, argmax, KL: graphs against transformers; by domain: accepted drafts a round;\n"
+        "same: drafted = plain tokens; LiteRT-LM: its text is ours",
+        caption_justify="left",
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for bench in found:
+        parity = bench.parity
+        plain, drafted = bench.tokens_per_s("none"), bench.tokens_per_s("mtp")
+        table.add_row(
+            bench.manifest.backend,
+            bench.recipe,
+            f"{bench.manifest.size / 1e6:.1f}",
+            *((f"{parity.max_error:.0e}", f"{parity.argmax_agreement:.0%}", f"{parity.kl:.0e}") if parity else "---"),
+            *(f"{bench.domains[name].stats['mtp'].accepted_per_round:.2f}" for name in domains),
+            f"{plain:.0f}",
+            f"{drafted:.0f}",
+            f"{drafted / plain:.2f}x",
+            "yes" if bench.identical else "[bold red]NO[/]",
+            {"pass": "yes", "fail": "[bold red]NO[/]"}.get(bench.litert_lm.outcome, "-"),
+        )
+    # Wide enough for a log, where there is no terminal to ask.
+    Console(width=None if Console().is_terminal else 150).print(table)
 
 
 def print_bench(domains: dict[str, DomainBench], litert_lm: Check, drafts: int, threads: int) -> None:

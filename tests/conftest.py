@@ -64,3 +64,24 @@ def make_bundle(make_pair: Callable[[str], Pair], tmp_path_factory: pytest.TempP
         return made[shape, recipe, backend]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The embedded pair by recipe and backend, with as few graphs as drafting takes."""
+    from pocketdraft.export.pipeline import build
+    from pocketdraft.export.plan import Plan, Recipes
+    from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+    from pocketdraft.quantize.recipe import load
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(recipe: str, backend: str) -> Path:
+        if (recipe, backend) not in made:
+            one, out = load(recipe), tmp_path_factory.mktemp("trained") / f"{recipe}-{backend}"
+            recipes = Recipes(one, one, one)
+            build([Plan(TARGET_DIR, DRAFTER_DIR, out, recipes, backend, prefill=(64,), verify=(5,))])
+            made[recipe, backend] = out
+        return made[recipe, backend]
+
+    return make

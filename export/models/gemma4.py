@@ -135,8 +135,11 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return nn.Linear(inputs, outputs, bias=False)
 
 
-def _gelu(x: Tensor) -> Tensor:
-    return nn.functional.gelu(x, approximate="tanh")
+class GELU(nn.Module):
+    """The tanh approximation. A module, so that a backend can put its own in its place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(x, approximate="tanh")
 
 
 def rotary(head_dim: int, theta: float, fraction: float, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,9 +221,10 @@ class MLP(nn.Module):
         self.gate_proj = linear(hidden, intermediate)
         self.up_proj = linear(hidden, intermediate)
         self.down_proj = linear(intermediate, hidden)
+        self.activation = GELU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_gelu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -236,6 +240,7 @@ class DecoderLayer(nn.Module):
         self.layer_scalar = nn.Parameter(torch.empty(1))
         if geometry.per_layer:
             self.per_layer_input_gate = linear(hidden, geometry.per_layer)
+            self.per_layer_activation = GELU()
             self.per_layer_projection = linear(geometry.per_layer, hidden)
             self.post_per_layer_input_norm = RMSNorm(hidden, eps)
 
@@ -245,7 +250,7 @@ class DecoderLayer(nn.Module):
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rope, mask, kv))
         x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         if per_layer is not None:
-            gated = _gelu(self.per_layer_input_gate(x)) * per_layer
+            gated = self.per_layer_activation(self.per_layer_input_gate(x)) * per_layer
             x = x + self.post_per_layer_input_norm(self.per_layer_projection(gated))
         return x * self.layer_scalar
 

@@ -1,0 +1,84 @@
+"""The phone's instruction set has kernels of its own: the same bundles, under user-mode emulation, give the same tokens.
+
+`tests/arm64/setup.sh` makes the emulated Python. ExecuTorch is not here: its Python binding needs torch, whose
+arm64 wheel needs CUDA's libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arm64.generate import logits_along
+
+from pocketdraft.export.tiny import PROMPTS_FILE
+from pocketdraft.runtime import litert_lm
+from pocketdraft.runtime.engine import open_engine
+from pocketdraft.runtime.prompts import read_prompts
+from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.target import Target
+from pocketdraft.runtime.text import Tokenizer
+
+FOLDER = Path(__file__).parents[1] / "build/arm64"
+TEXTS = [prompt.text for prompt in read_prompts(PROMPTS_FILE, per_domain=1)]
+BUDGET = 24
+pytestmark = [
+    pytest.mark.arm64,
+    pytest.mark.skipif(not (FOLDER / "ready").exists(), reason="no emulator: run tests/arm64/setup.sh first"),
+]
+
+
+def emulated(*arguments: object, stdin: str) -> str:
+    """Standard output of the emulated Python."""
+    command = [FOLDER / "qemu/usr/bin/qemu-aarch64", "-cpu", "neoverse-n1", "-L", FOLDER / "rootfs"]
+    command += [FOLDER / "rootfs/usr/bin/python3.11", *arguments]
+    environment = os.environ | {"PYTHONHOME": str(FOLDER / "rootfs/usr"), "PYTHONPATH": str(FOLDER / "site-packages")}
+    done = subprocess.run(
+        list(map(str, command)), input=stdin, env=environment, capture_output=True, text=True, errors="replace"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("backend", ["litert", "onnx"])
+@pytest.mark.parametrize("recipe", ["f32", "mixed"])
+def test_tokens_are_those_of_this_machine(make_trained_bundle, tmp_path, backend, recipe):
+    """Float32 token for token. Quantized, a rounding may fall the other way: then only where the top two logits lay
+    closer than the machines' logits do, and drafted is still plain on each."""
+    bundle = make_trained_bundle(recipe, backend)
+    engine = open_engine(bundle, 1)
+    tokenizer, target = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos), Target(engine)
+    prompts = [tokenizer.encode(text) for text in TEXTS]
+    ours = [
+        [t for e in open_session(engine, "none", target=target).generate(p, BUDGET) for t in e.tokens] for p in prompts
+    ]
+    script, job = Path(__file__).parent / "arm64/generate.py", {"texts": TEXTS, "tokens": ours}
+    output = emulated(script, bundle, BUDGET, tmp_path / "logits.npy", stdin=json.dumps(job))
+    found = json.loads(output.splitlines()[-1])
+    assert found["machine"] == "aarch64"
+    assert found["mtp"] == found["none"]
+    if recipe == "f32":
+        assert found["none"] == ours
+    theirs = np.load(tmp_path / "logits.npy")
+    for index, prompt in enumerate(prompts):
+        logits = logits_along(target, prompt, ours[index])
+        gap = np.abs(logits - theirs[index]).max()
+        assert gap < (1e-3 if recipe == "f32" else 1.0)
+        for at, (mine, other) in enumerate(zip(ours[index], found["none"][index], strict=True)):
+            if mine != other:
+                assert logits[at, mine] - logits[at, other] <= 2 * gap
+                break
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_litert_lm_s_text_is_that_of_this_machine(make_trained_bundle, speculate):
+    file = make_trained_bundle("f32", "litert") / "model.litertlm"
+    job = {"file": str(file), "prompts": TEXTS, "budget": BUDGET, "speculate": speculate, "threads": 1}
+    output = emulated("-m", "pocketdraft.runtime.litert_lm", stdin=json.dumps(job))
+    line = next(line for line in output.splitlines() if line.startswith(litert_lm.RESULT))
+    theirs = json.loads(line.removeprefix(litert_lm.RESULT))["texts"]
+    assert theirs == list(litert_lm.run(file, TEXTS, BUDGET, speculate).texts)
