@@ -1,7 +1,6 @@
 """The phone's instruction set has kernels of its own: under emulation the same bundles give the same tokens.
 
-`tests/arm64/setup.sh` makes the emulated Python. ExecuTorch is not here: its Python binding needs torch, whose
-arm64 wheel needs CUDA's libraries.
+`tests/arm64/setup.sh` makes the emulated Python.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,12 +18,14 @@ from arm64.generate import logits_along
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime import litert_lm
 from pocketdraft.runtime.engine import open_engine
+from pocketdraft.runtime.manifest import Backend
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
 
-FOLDER = Path(__file__).parents[1] / "build/arm64"
+TESTS = Path(__file__).parent
+FOLDER = TESTS.parent / "build/arm64"
 TEXTS = [prompt.text for prompt in read_prompts(PROMPTS_FILE, per_domain=1)]
 BUDGET = 24
 pytestmark = [
@@ -36,7 +38,8 @@ def emulated(*arguments: object, stdin: str) -> str:
     """Standard output of the emulated Python."""
     command = [FOLDER / "qemu/usr/bin/qemu-aarch64", "-cpu", "neoverse-n1", "-L", FOLDER / "rootfs"]
     command += [FOLDER / "rootfs/usr/bin/python3.11", *arguments]
-    environment = os.environ | {"PYTHONHOME": str(FOLDER / "rootfs/usr"), "PYTHONPATH": str(FOLDER / "site-packages")}
+    path = f"{FOLDER / 'site-packages'}:{TESTS}"
+    environment = os.environ | {"PYTHONHOME": str(FOLDER / "rootfs/usr"), "PYTHONPATH": path}
     done = subprocess.run(
         list(map(str, command)), input=stdin, env=environment, capture_output=True, text=True, errors="replace"
     )
@@ -44,7 +47,7 @@ def emulated(*arguments: object, stdin: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("backend", ["litert", "onnx"])
+@pytest.mark.parametrize("backend", get_args(Backend))
 @pytest.mark.parametrize("recipe", ["f32", "mixed"])
 def test_tokens_are_those_of_this_machine(make_trained_bundle, tmp_path, backend, recipe):
     """Float32 token for token. Quantized, a rounding may fall the other way: then only where the top two logits lay
@@ -56,8 +59,9 @@ def test_tokens_are_those_of_this_machine(make_trained_bundle, tmp_path, backend
     ours = [
         [t for e in open_session(engine, "none", target=target).generate(p, BUDGET) for t in e.tokens] for p in prompts
     ]
-    script, job = Path(__file__).parent / "arm64/generate.py", {"texts": TEXTS, "tokens": ours}
-    output = emulated(script, bundle, BUDGET, tmp_path / "logits.npy", stdin=json.dumps(job))
+    native = [FOLDER / "executorch/lib/libexecutorch_native.so"] if backend == "executorch" else []
+    job = json.dumps({"texts": TEXTS, "tokens": ours})
+    output = emulated("-m", "arm64.generate", bundle, BUDGET, tmp_path / "logits.npy", *native, stdin=job)
     found = json.loads(output.splitlines()[-1])
     assert found["machine"] == "aarch64"
     assert found["mtp"] == found["none"]

@@ -1,4 +1,6 @@
-"""Runs on the emulated machine: python generate.py BUNDLE BUDGET LOGITS.npy, a job as JSON on standard input.
+"""Runs on the emulated machine: python -m arm64.generate BUNDLE BUDGET LOGITS.npy [libexecutorch_native.so].
+
+Takes a job as JSON on standard input.
 
 The job has `texts` and, for each, the `tokens` that the other machine gave. Writes the logits along those tokens,
 float32 [texts, budget, V], and prints what this machine generates by itself.
@@ -12,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from arm64 import executorch_native
 
 from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.engine import open_engine
@@ -34,6 +37,8 @@ def logits_along(target: Target, prompt: list[int], tokens: list[int]) -> np.nda
 
 def main() -> None:
     bundle, budget, job = Path(sys.argv[1]), int(sys.argv[2]), json.load(sys.stdin)
+    if len(sys.argv) > 4:
+        executorch_native.install(Path(sys.argv[4]))
     engine = open_engine(bundle, 1)
     target, tokenizer = Target(engine), Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
     prompts = [tokenizer.encode(text) for text in job["texts"]]

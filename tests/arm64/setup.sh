@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Makes an arm64 Python with the interpreters that run a bundle, and an emulator for it, under FOLDER. For Debian and
-# its kin: packages are only downloaded and unpacked, so nothing here needs root or changes the system.
+# its kin: packages are only downloaded and unpacked, so nothing here needs root or changes the system. One thing it
+# takes from the system: the compiler aarch64-linux-gnu-g++ (package g++-aarch64-linux-gnu).
 #
 #   tests/arm64/setup.sh [FOLDER, default build/arm64]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=$(realpath -m "${1:-build/arm64}")
 [ -e "$folder/ready" ] && exit 0
+command -v aarch64-linux-gnu-g++ > /dev/null || { echo "apt-get install g++-aarch64-linux-gnu first" >&2; exit 1; }
 rm -rf "$folder"
 mkdir -p "$folder/rootfs"
 # The mirror that this machine uses already.
@@ -35,11 +37,23 @@ for deb in "$folder"/debs-arm64/*.deb; do dpkg-deb -x "$deb" "$folder/rootfs"; d
 for deb in "$folder"/debs-"$(dpkg --print-architecture)"/*.deb; do dpkg-deb -x "$deb" "$folder/qemu"; done
 
 # What `pip install pocketdraft[onnx,litert-lm]` would bring to an arm64 machine.
-wheels=(ai-edge-litert ml-dtypes numpy onnxruntime pydantic rich tokenizers typer litert-lm-api)
-.venv/bin/python -m pip install --quiet --constraint constraints.txt --target "$folder/site-packages" \
-    --python-version 3.11 --only-binary=:all: --no-warn-conflicts \
-    --platform manylinux_2_34_aarch64 --platform manylinux_2_31_aarch64 --platform manylinux_2_28_aarch64 \
-    --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 "${wheels[@]}"
+arm64_pip() {
+    .venv/bin/python -m pip install --quiet --constraint constraints.txt --target "$folder/site-packages" \
+        --python-version 3.11 --only-binary=:all: --no-warn-conflicts \
+        --platform manylinux_2_34_aarch64 --platform manylinux_2_31_aarch64 --platform manylinux_2_28_aarch64 \
+        --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 "$@"
+}
+arm64_pip ai-edge-litert ml-dtypes numpy onnxruntime pydantic rich tokenizers typer litert-lm-api
+# ExecuTorch's C++ libraries alone: its Python binding needs torch.
+arm64_pip --no-deps executorch
+mv "$folder/site-packages/executorch" "$folder/executorch"
+rm -rf "$folder"/site-packages/executorch-*
+include="$folder/executorch/include"
+aarch64-linux-gnu-g++ -w -std=c++17 -O2 -fPIC -shared -DC10_USING_CUSTOM_GENERATED_MACROS -I"$include" \
+    -I"$include/executorch/runtime/core/portable_type/c10" tests/arm64/executorch_native.cpp \
+    -o "$folder/executorch/lib/libexecutorch_native.so" -Wl,--no-as-needed -L"$folder/executorch/lib" -lexecutorch \
+    -lexecutorch_kernels_optimized -lexecutorch_kernels_quantized -lexecutorch_backend_xnnpack -lexecutorch_threadpool \
+    -Wl,-rpath,'$ORIGIN'
 mkdir -p "$folder/site-packages/pocketdraft"
 for package in quantize runtime; do ln -sfn "$PWD/$package" "$folder/site-packages/pocketdraft/$package"; done
 rm -rf "$folder"/apt-* "$folder"/debs-*
