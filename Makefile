@@ -5,7 +5,7 @@ OUT := build/demo
 BACKENDS := litert executorch onnx
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo table test slow lint types format clean
+.PHONY: setup demo test slow phone lint types format clean
 
 setup: .venv/ready
 
@@ -16,25 +16,26 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,executorch,onnx,litert-lm,dev]'
 	@touch $@
 
-# The embedded pair for all three backends: export, validate, run, and the tables. The last line is JSON.
+# The embedded pair for every backend in every recipe: export, validate, run, and the tables. The last line is JSON.
 demo: setup
 	$(BIN)/pocketdraft export --backend all --recipe mixed --out $(OUT)/mixed
-	$(BIN)/pocketdraft export --backend all --recipe f32 --drafts 4 --prefill 64 --out $(OUT)/f32
+	for recipe in f32 w8 w4; do \
+		$(BIN)/pocketdraft export --backend all --recipe $$recipe --drafts 4 --prefill 64 --out $(OUT)/$$recipe || exit; done
 	$(BIN)/pocketdraft validate $(OUT)/mixed/litert
 	$(BIN)/pocketdraft run $(OUT)/mixed/litert --prompt '"type": "structure",' --max-tokens 96
-	$(BIN)/pocketdraft bench $(foreach recipe,mixed f32,$(foreach backend,$(BACKENDS),$(OUT)/$(recipe)/$(backend)))
-
-# Every backend with every recipe: README's table.
-table: setup
-	for recipe in f32 w8 w4 mixed; do \
-		$(BIN)/pocketdraft export --backend all --recipe $$recipe --drafts 4 --prefill 64 --out build/table/$$recipe; done
-	$(BIN)/pocketdraft bench $(foreach recipe,mixed f32 w8 w4,$(foreach backend,$(BACKENDS),build/table/$(recipe)/$(backend)))
+	$(BIN)/pocketdraft bench $(foreach recipe,mixed f32 w8 w4,$(foreach backend,$(BACKENDS),$(OUT)/$(recipe)/$(backend)))
 
 test: setup
 	$(BIN)/pytest
 
+# Minutes, not seconds. What needs an emulator or a driver is skipped without it; `make phone` brings both.
 slow: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow or arm64 or gpu' -rs
+
+# For Debian and its kin: an emulated arm64 and a software GPU, under build/.
+phone: setup
+	tests/arm64/setup.sh
+	tests/gpu/setup.sh
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -209,31 +208,16 @@ def test_executorch_leaves_no_weights_outside_of_xnnpack_and_stores_them_once(ma
 
 
 @SLOW
-def test_the_three_backends_give_the_same_tokens_on_the_benchmark_s_prompts(tmp_path):
+def test_the_three_backends_give_the_same_tokens_on_the_benchmark_s_prompts(make_trained_bundle):
     """Float32, the trained pair, 64 prompts; and drafted is plain on each of them."""
-    command = [
-        Path(sys.executable).with_name("pocketdraft"),
-        "export",
-        "--backend",
-        "all",
-        "--recipe",
-        "f32",
-        "--quiet",
-    ]
-    subprocess.run([*command, "--drafts", "4", "--prefill", "64", "--out", tmp_path], check=True, env=dict(os.environ))
     found = {}
     for backend in get_args(Backend):
-        engine = open_engine(tmp_path / backend, 1)
-        tokenizer, target = Tokenizer(tmp_path / backend / "tokenizer.json", engine.manifest.tokens.bos), Target(engine)
+        bundle = make_trained_bundle("f32", backend)
+        engine = open_engine(bundle, 1)
+        tokenizer = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
+        prompts = [tokenizer.encode(prompt.text) for prompt in read_prompts(PROMPTS_FILE, 16)]
         for drafter in ("none", "mtp"):
-            found[backend, drafter] = [
-                [
-                    token
-                    for emitted in open_session(engine, drafter, target=target).generate(tokenizer.encode(p.text), 48)
-                    for token in emitted.tokens
-                ]
-                for p in read_prompts(PROMPTS_FILE, 16)
-            ]
+            found[backend, drafter] = [generate(engine, drafter, prompt, 48) for prompt in prompts]
         engine.close()
     (first, *others) = found.values()
     assert len(first) == 64
