@@ -32,6 +32,7 @@ MANIFEST_NAME = "bundle.json"
 TOKENIZER_NAME = "tokenizer.json"
 ERRORS_NAME = "quantization.json"
 DELEGATION_NAME = "delegation.json"
+SLOTS_NAME = "param_tensor"  # int32 [1, 1, 1, 7] on GPU graphs: first slot, end, end and four zeros
 
 
 class _Frozen(BaseModel):

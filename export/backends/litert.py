@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pocketdraft.quantize.recipe import Recipe
 from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import Part
+from pocketdraft.runtime.manifest import SLOTS_NAME, Part
 
 from .. import litertlm
 from ..checkpoint import Checkpoint
@@ -61,7 +61,7 @@ class GPUOperators(Plain):
     end and four zeros. What lies beyond is whatever the GPU's memory held, hence masked by selection, not addition.
     """
 
-    inputs = (spec("param_tensor", "int32", 1, 1, 1, 7),)
+    inputs = (spec(SLOTS_NAME, "int32", 1, 1, 1, 7),)
 
     def write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         from litert_torch.backend import composite
@@ -76,7 +76,7 @@ class GPUOperators(Plain):
         builder = composite.StableHLOCompositeBuilder("odml.cache_update", attributes)
         at_key, at_value = _first_slot(call.start, 2), _first_slot(call.start, 3)
         key, value, param, keys, values, at_key, at_value = builder.mark_inputs(
-            key, value, call.asked["param_tensor"], keys, values, at_key, at_value
+            key, value, call.asked[SLOTS_NAME], keys, values, at_key, at_value
         )
         unused = _unused(param)
         keys = _update_slice(keys, key + unused, at_key)
@@ -84,7 +84,7 @@ class GPUOperators(Plain):
         return builder.mark_outputs(keys, values)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, call: Call) -> Tensor:
-        param = call.asked["param_tensor"]
+        param = call.asked[SLOTS_NAME]
         scores = self._product(query, keys, param, over_slots=False)
         weights = torch.softmax(torch.where(mask < 0, torch.tensor(MASKED_ON_GPU), scores), -1)
         return self._product(weights, values, param, over_slots=True)
