@@ -31,6 +31,14 @@ class Recipes:
         return self.of(weight.partition(".")[0]).rule_for(weight)
 
 
+def check_device(device: Device, backend: Backend | Literal["all"]) -> None:
+    """Raises PocketdraftError where the backend's graphs run on a CPU only."""
+    if device == "gpu" and backend != "litert":
+        raise PocketdraftError(
+            f"--device is gpu, --backend is {backend}; only LiteRT's graphs run on a GPU: give --backend litert."
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """`context` counts cache slots. `verify` are widths T (drafts + 1), the first being LiteRT-LM's own.
@@ -56,11 +64,7 @@ class Plan:
             raise PocketdraftError(
                 f"--out {self.out} is LiteRT-LM's file, --backend is {self.backend}; give a folder or --backend litert."
             )
-        if self.device == "gpu" and self.backend != "litert":
-            raise PocketdraftError(
-                f"--device is gpu, --backend is {self.backend}; only LiteRT-LM runs these graphs on a GPU: "
-                "give --backend litert, or leave --device out."
-            )
+        check_device(self.device, self.backend)
         if self.device == "gpu" and self.head == "centroid":
             raise PocketdraftError(
                 "--device is gpu, --head is centroid, whose gather and scatter no GPU runs; give --head dense."
