@@ -70,7 +70,7 @@ def build(plans: Sequence[Plan], progress: Progress = lambda *_: None) -> list[M
 
 
 def backend_of(plan: Plan) -> Any:
-    """The file of `backends/` that bears the plan's backend's name: `OPERATORS` by device, `write` and `quantize_steps`."""
+    """The file of `backends/` with the backend's name: `OPERATORS` by device, `write` and `quantize_steps`."""
     return importlib.import_module(f".backends.{plan.backend}", __package__)
 
 

@@ -43,8 +43,9 @@ def check_device(device: Device, backend: Backend | Literal["all"]) -> None:
 class Plan:
     """`context` counts cache slots. `verify` are widths T (drafts + 1), the first being LiteRT-LM's own.
 
-    `head` "auto" takes the centroid head where the checkpoint has one and the device can run it. `position` is the convention that the
-    drafter was trained with (see `runtime.manifest.DrafterSpec`); transformers and Google's use "pending".
+    `head` "auto" takes the centroid head where the checkpoint has one and the device runs it. `position` is the
+    convention that the drafter was trained with (see `runtime.manifest.DrafterSpec`); transformers and Google's use
+    "pending".
     """
 
     target: Path

@@ -48,7 +48,7 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
 
 @pytest.fixture(scope="session")
 def make_bundle(make_pair: Callable[[str], Pair], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A bundle by shape, recipe, backend and device. Takes ten to twenty seconds each, for ExecuTorch one to two minutes."""
+    """A bundle by shape, recipe, backend and device. Takes ten to twenty seconds, for ExecuTorch one to two minutes."""
     from pocketdraft.export.pipeline import build
     from pocketdraft.export.plan import Plan, Recipes
     from pocketdraft.quantize.recipe import load

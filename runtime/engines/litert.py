@@ -1,4 +1,6 @@
-"""LiteRT on the CPU, where a GPU's graphs run too. K/V lives in LiteRT's own buffers, each one input and output of every target graph.
+"""LiteRT on the CPU, where a GPU's graphs run too.
+
+K/V lives in LiteRT's own buffers, each one input and output of every target graph.
 
 One buffer serves as both because tfl.dynamic_update_slice then works in place, and the drafter's graph
 reads the very same buffer: a round copies no K/V.
