@@ -1,4 +1,4 @@
-"""The phone's instruction set has kernels of its own: the same bundles, under user-mode emulation, give the same tokens.
+"""The phone's instruction set has kernels of its own: under emulation the same bundles give the same tokens.
 
 `tests/arm64/setup.sh` makes the emulated Python. ExecuTorch is not here: its Python binding needs torch, whose
 arm64 wheel needs CUDA's libraries.
