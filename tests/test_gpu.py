@@ -69,17 +69,21 @@ def our_loop(engine: Engine, tokenizer: Tokenizer) -> tuple[list[str], float]:
     return texts, sum(rounds) / (len(rounds) * DRAFTS)
 
 
-def test_texts_and_acceptance_are_the_cpu_s(make_trained_bundle):
-    bundle = make_trained_bundle("f32", "litert", "gpu")
+def assert_like_the_cpu(file: Path, texts: list[str]) -> None:
     for speculate in (False, True):
-        cpu, gpu = (
-            litert_lm.run(bundle / "model.litertlm", TEXTS, BUDGET, speculate, device=device)
-            for device in ("cpu", "gpu")
-        )
+        cpu, gpu = (litert_lm.run(file, texts, BUDGET, speculate, device=device) for device in ("cpu", "gpu"))
         assert gpu.texts == cpu.texts
         assert gpu.tokens == cpu.tokens
         assert gpu.success_rate == cpu.success_rate
         assert (gpu.success_rate is not None) == speculate
+
+
+def test_texts_and_acceptance_are_the_cpu_s(make_trained_bundle):
+    assert_like_the_cpu(make_trained_bundle("f32", "litert", "gpu") / "model.litertlm", TEXTS)
+
+
+def test_a_model_without_per_layer_embeddings_and_shared_k_v_is_the_cpu_s_too(make_bundle):
+    assert_like_the_cpu(make_bundle("dense", "f32", device="gpu") / "model.litertlm", [text[:40] for text in TEXTS])
 
 
 @pytest.mark.parametrize("recipe", ["f32", "w8", "mixed"])
