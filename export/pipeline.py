@@ -70,7 +70,7 @@ def build(plans: Sequence[Plan], progress: Progress = lambda *_: None) -> list[M
 
 
 def backend_of(plan: Plan) -> Any:
-    """The file of `backends/` that bears the plan's backend's name: `OPERATORS`, `write` and `quantize_steps`."""
+    """The file of `backends/` with the backend's name: `OPERATORS` by device, `write` and `quantize_steps`."""
     return importlib.import_module(f".backends.{plan.backend}", __package__)
 
 
@@ -83,7 +83,7 @@ def make_steps(plan: Plan, models: Models, operators: Operators) -> tuple[list[S
     """All graphs of the pair, part by part."""
     geometry = models.target.geometry
     layout = KVLayout.of(geometry, plan.context)
-    head: Head = "dense" if plan.head == "dense" or not models.drafter.has_centroids else "centroid"
+    head: Head = "centroid" if plan.allows_centroids and models.drafter.has_centroids else "dense"
     return [
         *target_steps(models.target, layout, plan.prefill, plan.verify, operators),
         mtp_step(models.drafter, geometry, layout, head, plan.position, operators),
@@ -98,7 +98,7 @@ def head_of(plan: Plan, drafter: Checkpoint) -> Head:
         raise PocketdraftError(
             f"The drafter {drafter.folder} has a dense head only, --head asks for centroid; leave --head out."
         )
-    return "dense" if plan.head == "dense" or not centroids else "centroid"
+    return "centroid" if plan.allows_centroids and centroids else "dense"
 
 
 def weight_errors(recipes: Recipes, steps: list[Step]) -> list[WeightError]:
@@ -117,7 +117,7 @@ def _bundle(
     target, drafter = files
     backend = backend_of(plan)
     with staged(plan.out, litertlm.FILE_NAME if plan.out.suffix == ".litertlm" else None) as folder:
-        steps, layout = make_steps(plan, models.fresh(), backend.OPERATORS)
+        steps, layout = make_steps(plan, models.fresh(), backend.OPERATORS[plan.device])
         specs = tuple(step.spec for step in steps)
         parts = backend.write(plan, steps, target, folder, progress)
         shutil.copyfile(target.tokenizer_file, folder / TOKENIZER_NAME)
@@ -125,6 +125,7 @@ def _bundle(
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             backend=plan.backend,
+            device=plan.device,
             context_length=plan.context,
             vocab_size=target.text_config.vocab_size,
             kv=layout.layers,

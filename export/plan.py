@@ -9,7 +9,7 @@ from typing import Literal
 
 from pocketdraft.quantize.recipe import Recipe, Rule
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import Backend
+from pocketdraft.runtime.manifest import Backend, Device
 
 # (what is being done, done so far, in all)
 Progress = Callable[[str, int, int], None]
@@ -31,12 +31,21 @@ class Recipes:
         return self.of(weight.partition(".")[0]).rule_for(weight)
 
 
+def check_device(device: Device, backend: Backend | Literal["all"]) -> None:
+    """Raises PocketdraftError where the backend's graphs run on a CPU only."""
+    if device == "gpu" and backend != "litert":
+        raise PocketdraftError(
+            f"--device is gpu, --backend is {backend}; only LiteRT's graphs run on a GPU: give --backend litert."
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
     """`context` counts cache slots. `verify` are widths T (drafts + 1), the first being LiteRT-LM's own.
 
-    `head` "auto" takes the centroid head where the checkpoint has one. `position` is the convention that the
-    drafter was trained with (see `runtime.manifest.DrafterSpec`); transformers and Google's use "pending".
+    `head` "auto" takes the centroid head where the checkpoint has one and the device runs it. `position` is the
+    convention that the drafter was trained with (see `runtime.manifest.DrafterSpec`); transformers and Google's use
+    "pending".
     """
 
     target: Path
@@ -44,6 +53,7 @@ class Plan:
     out: Path
     recipes: Recipes
     backend: Backend = "litert"
+    device: Device = "cpu"
     context: int = 512
     prefill: tuple[int, ...] = (16, 128)
     verify: tuple[int, ...] = (5, 2, 3, 9)
@@ -54,6 +64,11 @@ class Plan:
         if self.out.suffix == ".litertlm" and self.backend != "litert":
             raise PocketdraftError(
                 f"--out {self.out} is LiteRT-LM's file, --backend is {self.backend}; give a folder or --backend litert."
+            )
+        check_device(self.device, self.backend)
+        if self.device == "gpu" and self.head == "centroid":
+            raise PocketdraftError(
+                "--device is gpu, --head is centroid, whose gather and scatter no GPU runs; give --head dense."
             )
         for name, widths in (("prefill", self.prefill), ("verify", self.verify)):
             if not widths or len(set(widths)) != len(widths) or min(widths) < 1:
@@ -67,3 +82,8 @@ class Plan:
             raise PocketdraftError(
                 f"--context is {self.context}, a graph is {widest} tokens wide; raise --context or drop that width."
             )
+
+    @property
+    def allows_centroids(self) -> bool:
+        """Whether a drafter that has a centroid head keeps it."""
+        return self.head != "dense" and self.device == "cpu"

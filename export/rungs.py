@@ -67,6 +67,7 @@ def plan_of(manifest: Manifest, target: Path, drafter: Path) -> Plan:
         out=Path(),
         recipes=Recipes(**recipes),
         backend=manifest.backend,
+        device=manifest.device,
         context=manifest.context_length,
         prefill=tuple(graph.width for graph in manifest.graphs_of("prefill")),
         verify=tuple(verify),

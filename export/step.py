@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,22 +14,51 @@ from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 DTYPES = {"float32": torch.float32, "int32": torch.int32, "bool": torch.bool}
 
 
+@dataclass(frozen=True)
+class Call:
+    """What operators know of the call: its first slot, int32 [1], and the inputs that they asked for."""
+
+    start: Tensor
+    asked: Mapping[str, Tensor]
+
+
 class Operators(Protocol):
-    """What a backend computes in its own way. The defaults in plain torch are `Plain`."""
+    """What a backend computes in its own way. The defaults in plain torch are `Plain`.
 
-    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
-        """The cache with `rows` along `axis` from slot `start` (int32 [1]) on."""
+    G KV heads, T tokens of the call, S cache slots, d head size, R query rows under a KV head.
+    """
 
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """a @ b^T over the last two dimensions."""
+    inputs: tuple[TensorSpec, ...]
+    """What every graph that touches K/V takes besides."""
+
+    def write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """K [1, G, S, d] and V [1, G, d, S] with new rows, [1, G, T, d] each, from the call's first slot on."""
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, call: Call) -> Tensor:
+        """softmax(query @ K + mask) @ V: query and result are [1, G, R, d], the additive mask is [1, 1, R, S]."""
 
 
 class Plain:
+    """A backend overrides what it must: the whole of `write` or `attend`, or the one operator they are made of."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+
+    def write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        return (
+            self.write_rows(keys, key, call.start, 2),
+            self.write_rows(values, value.transpose(2, 3), call.start, 3),
+        )
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, call: Call) -> Tensor:
+        return self.product(torch.softmax(self.product(query, keys) + mask, -1), values)
+
     def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
+        """The cache with `rows` along `axis` from slot `start` (int32 [1]) on."""
         slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
         return cache.index_copy(axis, slots, rows)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b^T over the last two dimensions."""
         return a @ b.transpose(-1, -2)
 
 
@@ -105,19 +134,20 @@ class StepKV:
     """K/V of one call as functional tensors: every write gives a new tensor, which is a graph output."""
 
     def __init__(self, tensors: dict[str, Tensor], start: Tensor, operators: Operators) -> None:
-        self.tensors = dict(tensors)
-        self.product = operators.product
-        self._start, self._write_rows = start, operators.write_rows
+        """`tensors` are K/V and what the operators asked for."""
+        asked = {tensor.name: tensors[tensor.name] for tensor in operators.inputs}
+        self.tensors = {name: tensor for name, tensor in tensors.items() if name not in asked}
+        self._call, self._operators = Call(start, asked), operators
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        self._store(f"kv_cache_k_{layer}", key, 2)
-        self._store(f"kv_cache_v_{layer}", value.transpose(2, 3), 3)
+        keys, values = self._operators.write(*self.read(layer), key, value, self._call)
+        self.tensors |= {f"kv_cache_k_{layer}": keys, f"kv_cache_v_{layer}": values}
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.tensors[f"kv_cache_k_{layer}"], self.tensors[f"kv_cache_v_{layer}"]
 
-    def _store(self, name: str, rows: Tensor, axis: int) -> None:
-        self.tensors[name] = self._write_rows(self.tensors[name], rows, self._start, axis)
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        return self._operators.attend(query, keys, values, mask, self._call)
 
 
 def spec(name: str, dtype: str, *shape: int) -> TensorSpec:

@@ -15,7 +15,7 @@ import typer
 from . import terminal
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
-from .manifest import Backend, Manifest, open_bundle
+from .manifest import Backend, Device, Manifest, open_bundle
 from .prompts import read_prompts
 from .session import open_session
 from .target import Target
@@ -67,6 +67,7 @@ def export(
     backend: Annotated[
         Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")
     ] = "litert",
+    device: Annotated[Device, typer.Option(help="What LiteRT-LM will run the graphs on.")] = "cpu",
     recipe: Annotated[str, typer.Option(help="f32, w8, w4, mixed, or a .toml file.")] = "mixed",
     drafter_recipe: Annotated[str | None, typer.Option(help="Another recipe for the drafter.")] = None,
     embedder_recipe: Annotated[str | None, typer.Option(help="Another recipe for the embedders.")] = None,
@@ -85,6 +86,7 @@ def export(
     from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
     from pocketdraft.quantize import recipe as recipes
 
+    plan.check_device(device, backend)
     wanted = plan.Plan(
         target=target or TARGET_DIR,
         drafter=drafter or DRAFTER_DIR,
@@ -95,6 +97,7 @@ def export(
             embedder=recipes.load(embedder_recipe or recipe),
         ),
         backend="litert" if backend == "all" else backend,
+        device=device,
         context=context,
         prefill=_numbers("--prefill", prefill),
         verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import PocketdraftError
+from .manifest import Device
 
 RESULT = "pocketdraft-result "
 
@@ -40,9 +41,21 @@ def installed() -> bool:
     return importlib.util.find_spec("litert_lm") is not None
 
 
-def run(file: Path, prompts: Sequence[str], budget: int, speculate: bool, threads: int = 1) -> Replies:
-    """Greedy, one session a prompt. Raises PocketdraftError if LiteRT-LM cannot open or run the file."""
-    job = {"file": str(file), "prompts": list(prompts), "budget": budget, "speculate": speculate, "threads": threads}
+def run(
+    file: Path, prompts: Sequence[str], budget: int, speculate: bool, threads: int = 1, device: Device = "cpu"
+) -> Replies:
+    """Greedy, one session a prompt. Raises PocketdraftError if LiteRT-LM cannot open or run the file.
+
+    A GPU computes in float32 here, to be held against the CPU; LiteRT-LM's own choice may be float16.
+    """
+    job = {
+        "file": str(file),
+        "prompts": list(prompts),
+        "budget": budget,
+        "speculate": speculate,
+        "threads": threads,
+        "device": device,
+    }
     child = subprocess.run(
         [sys.executable, "-m", __name__], input=json.dumps(job), capture_output=True, text=True, errors="replace"
     )
@@ -78,10 +91,12 @@ def _child() -> None:
 
 
 def _replies(litert_lm: Any, job: dict[str, Any], cache: str) -> dict[str, Any]:
+    gpu = job["device"] == "gpu"
     engine = litert_lm.Engine(
         job["file"],
         cache_dir=cache,
-        backend=litert_lm.Backend.CPU(thread_count=job["threads"]),
+        backend=litert_lm.Backend.GPU() if gpu else litert_lm.Backend.CPU(thread_count=job["threads"]),
+        activation_data_type=litert_lm.ActivationDataType.FLOAT32 if gpu else None,
         enable_speculative_decoding=job["speculate"],
         enable_benchmark=True,
     )

@@ -27,10 +27,12 @@ FORMAT_VERSION = 1
 PRESENT = "present."  # before the name of K/V that an ONNX graph gives back: an output cannot be called as an input
 KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of decode's inputs
 Backend = Literal["litert", "executorch", "onnx"]
+Device = Literal["cpu", "gpu"]  # the one that the graphs are written for
 MANIFEST_NAME = "bundle.json"
 TOKENIZER_NAME = "tokenizer.json"
 ERRORS_NAME = "quantization.json"
 DELEGATION_NAME = "delegation.json"
+SLOTS_NAME = "param_tensor"  # int32 [1, 1, 1, 7] on GPU graphs: first slot, end, end and four zeros
 
 
 class _Frozen(BaseModel):
@@ -123,6 +125,7 @@ class Manifest(_Frozen):
 
     format_version: int
     backend: Backend
+    device: Device = "cpu"
     context_length: int
     vocab_size: int
     kv: tuple[KVLayer, ...]

@@ -147,7 +147,8 @@ def print_manifest(manifest: Manifest, bundle: Path) -> None:
     drafter = manifest.drafter
     layers = ", ".join(f"{layer.layer} ({layer.kind}, {layer.heads}x{layer.head_dim})" for layer in manifest.kv)
     console.print(
-        f"context {manifest.context_length}, vocabulary {manifest.vocab_size}; K/V float32 of layers {layers}"
+        f"{manifest.backend} for the {manifest.device}, context {manifest.context_length}, "
+        f"vocabulary {manifest.vocab_size}; K/V float32 of layers {layers}"
     )
     console.print(
         f"drafter: {drafter.kind}, {drafter.head} head, position {drafter.position}, "

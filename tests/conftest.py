@@ -48,40 +48,42 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
 
 @pytest.fixture(scope="session")
 def make_bundle(make_pair: Callable[[str], Pair], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A bundle by shape, recipe and backend. Takes ten to twenty seconds each, for ExecuTorch one to two minutes."""
+    """A bundle by shape, recipe, backend and device. Takes ten to twenty seconds, for ExecuTorch one to two minutes."""
     from pocketdraft.export.pipeline import build
     from pocketdraft.export.plan import Plan, Recipes
     from pocketdraft.quantize.recipe import load
 
-    made: dict[tuple[str, str, str], Path] = {}
+    made: dict[tuple[str, str, str, str], Path] = {}
 
-    def make(shape: str, recipe: str, backend: str = "litert") -> Path:
-        if (shape, recipe, backend) not in made:
+    def make(shape: str, recipe: str, backend: str = "litert", device: str = "cpu") -> Path:
+        key = shape, recipe, backend, device
+        if key not in made:
             pair, one = make_pair(shape), load(recipe)
-            out = tmp_path_factory.mktemp("bundles") / f"{shape}-{recipe}-{backend}"
-            build([Plan(pair.target, pair.drafter, out, Recipes(one, one, one), backend, **WIDTHS)])
-            made[shape, recipe, backend] = out
-        return made[shape, recipe, backend]
+            out = tmp_path_factory.mktemp("bundles") / "-".join(key)
+            build([Plan(pair.target, pair.drafter, out, Recipes(one, one, one), backend, device, **WIDTHS)])
+            made[key] = out
+        return made[key]
 
     return make
 
 
 @pytest.fixture(scope="session")
-def make_trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """The embedded pair by recipe and backend, with as few graphs as drafting takes."""
+def make_trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The embedded pair by recipe, backend and device, with as few graphs as drafting takes."""
     from pocketdraft.export.pipeline import build
     from pocketdraft.export.plan import Plan, Recipes
     from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
     from pocketdraft.quantize.recipe import load
 
-    made: dict[tuple[str, str], Path] = {}
+    made: dict[tuple[str, str, str], Path] = {}
 
-    def make(recipe: str, backend: str) -> Path:
-        if (recipe, backend) not in made:
-            one, out = load(recipe), tmp_path_factory.mktemp("trained") / f"{recipe}-{backend}"
+    def make(recipe: str, backend: str, device: str = "cpu") -> Path:
+        key = recipe, backend, device
+        if key not in made:
+            one, out = load(recipe), tmp_path_factory.mktemp("trained") / "-".join(key)
             recipes = Recipes(one, one, one)
-            build([Plan(TARGET_DIR, DRAFTER_DIR, out, recipes, backend, prefill=(64,), verify=(5,))])
-            made[recipe, backend] = out
-        return made[recipe, backend]
+            build([Plan(TARGET_DIR, DRAFTER_DIR, out, recipes, backend, device, prefill=(64,), verify=(5,))])
+            made[key] = out
+        return made[key]
 
     return make

@@ -81,7 +81,7 @@ def test_tokens_are_those_of_this_machine(make_trained_bundle, tmp_path, backend
 @pytest.mark.parametrize("speculate", [False, True])
 def test_litert_lm_s_text_is_that_of_this_machine(make_trained_bundle, speculate):
     file = make_trained_bundle("f32", "litert") / "model.litertlm"
-    job = {"file": str(file), "prompts": TEXTS, "budget": BUDGET, "speculate": speculate, "threads": 1}
+    job = {"file": str(file), "prompts": TEXTS, "budget": BUDGET, "speculate": speculate, "threads": 1, "device": "cpu"}
     output = emulated("-m", "pocketdraft.runtime.litert_lm", stdin=json.dumps(job))
     line = next(line for line in output.splitlines() if line.startswith(litert_lm.RESULT))
     theirs = json.loads(line.removeprefix(litert_lm.RESULT))["texts"]

@@ -127,6 +127,10 @@ def test_export_refuses_a_bad_pair_and_leaves_nothing(pair, spoil, says):
         (["--drafts", "0"], "--drafts is '0'"),
         (["--drafts", "-3"], "--drafts is '-3'"),
         (["--context", "4"], "--context is 4, a graph is 8 tokens wide"),
+        (["--device", "gpu", "--backend", "onnx"], "--device is gpu, --backend is onnx; only LiteRT's graphs run"),
+        (["--device", "gpu", "--backend", "executorch"], "--device is gpu, --backend is executorch; only LiteRT's"),
+        (["--device", "gpu", "--backend", "all"], "--device is gpu, --backend is all; only LiteRT's graphs run"),
+        (["--device", "gpu", "--head", "centroid"], "--device is gpu, --head is centroid, whose gather and scatter"),
     ],
 )
 def test_export_refuses_an_option_before_it_loads_torch(tmp_path, options, says):

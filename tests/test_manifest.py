@@ -49,6 +49,11 @@ def test_what_was_dumped_is_read_back(bundle):
     assert open_bundle(bundle).dump() == (bundle / "bundle.json").read_text()
 
 
+def test_a_bundle_that_names_no_device_is_the_cpu_s(bundle):
+    edit(bundle, lambda values: values.pop("device"))
+    assert open_bundle(bundle).device == "cpu"
+
+
 @pytest.mark.parametrize("at", range(0, len(MODEL), 6))
 def test_a_changed_byte_is_refused_and_the_file_named(bundle, at):
     changed = bytearray(MODEL)
@@ -86,6 +91,7 @@ def test_a_newer_bundle_is_said_to_be_newer_even_if_it_has_keys_that_we_do_not_k
 @pytest.mark.parametrize(
     ("change", "where"),
     [
+        (lambda values: values.update(device="npu"), "at device (Input should be 'cpu' or 'gpu')"),
         (lambda values: values.update(kv_heads=1), "at kv_heads"),
         (lambda values: values["tokens"].update(eos=1), "at tokens.eos"),
         (lambda values: values["graphs"][0].update(width="wide"), "at graphs.0.width"),

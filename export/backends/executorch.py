@@ -69,7 +69,7 @@ class TanhGELU(nn.Module):
         return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))
 
 
-OPERATORS = InPlace()
+OPERATORS = {"cpu": InPlace()}
 
 
 def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:

@@ -16,27 +16,36 @@ from torch import Tensor, nn
 from pocketdraft.quantize.recipe import Recipe
 from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import Part
+from pocketdraft.runtime.manifest import SLOTS_NAME, Part
 
 from .. import litertlm
 from ..checkpoint import Checkpoint
 from ..plan import Plan, Progress, Recipes
 from ..staging import require_space
-from ..step import Step, all_weights
+from ..step import Call, Plain, Step, all_weights, spec
 
 # Google's own packages that write the file, beside torch and transformers.
 VERSIONED = ("litert-torch", "ai-edge-quantizer", "litert-lm-builder")
+MASKED_ON_GPU = -1e4  # far below any score, and finite in float16
 
 
-class LiteRTOperators:
+def _first_slot(start: Tensor, axis: int) -> Tensor:
+    """`start` as an index into a cache of four dimensions, int32 [4]."""
+    zero = torch.zeros((1,), dtype=start.dtype)
+    return torch.cat([start if i == axis else zero for i in range(4)])
+
+
+def _update_slice(cache: Tensor, rows: Tensor, at: Tensor) -> Tensor:
+    from litert_torch.generative.custom_ops import dynamic_update_slice as custom
+
+    return custom.dynamic_update_slice(cache, rows, list(at))  # type: ignore[no-any-return]
+
+
+class LiteRTOperators(Plain):
     """K/V rows by tfl.dynamic_update_slice, in place where the runtime gives input and output one buffer."""
 
     def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
-        from litert_torch.generative.custom_ops import dynamic_update_slice as custom
-
-        zero = torch.zeros((1,), dtype=start.dtype)
-        indices = torch.cat([start if i == axis else zero for i in range(cache.dim())])
-        return custom.dynamic_update_slice(cache, rows, list(indices))  # type: ignore[no-any-return]
+        return _update_slice(cache, rows, _first_slot(start, axis))
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         # A plain matmul lowers to FULLY_CONNECTED with K as its "weights", which a recipe would then quantize.
@@ -45,7 +54,59 @@ class LiteRTOperators:
         return custom.bmm_4d(a, b)  # type: ignore[no-any-return]
 
 
-OPERATORS = LiteRTOperators()
+class GPUOperators(Plain):
+    """Composites that a GPU delegate replaces by kernels of its own; a CPU runs the operators inside them.
+
+    The kernels write and read slots [start, end) only, which LiteRT-LM tells them in `param_tensor`: start, end,
+    end and four zeros. What lies beyond is whatever the GPU's memory held, hence masked by selection, not addition.
+    """
+
+    inputs = (spec(SLOTS_NAME, "int32", 1, 1, 1, 7),)
+
+    def write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        from litert_torch.backend import composite
+
+        _, heads, slots, size = keys.shape
+        attributes = {
+            "kv_cache_batch_size": heads,
+            "cache_size": slots,
+            "head_size": size,
+            "is_ring_buffer": False,
+        }
+        builder = composite.StableHLOCompositeBuilder("odml.cache_update", attributes)
+        at_key, at_value = _first_slot(call.start, 2), _first_slot(call.start, 3)
+        key, value, param, keys, values, at_key, at_value = builder.mark_inputs(
+            key, value, call.asked[SLOTS_NAME], keys, values, at_key, at_value
+        )
+        unused = _unused(param)
+        keys = _update_slice(keys, key + unused, at_key)
+        values = _update_slice(values, value.transpose(2, 3) + unused, at_value)
+        return builder.mark_outputs(keys, values)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, call: Call) -> Tensor:
+        param = call.asked[SLOTS_NAME]
+        scores = self._product(query, keys, param, over_slots=False)
+        weights = torch.softmax(torch.where(mask < 0, torch.tensor(MASKED_ON_GPU), scores), -1)
+        return self._product(weights, values, param, over_slots=True)
+
+    def _product(self, a: Tensor, b: Tensor, param: Tensor, over_slots: bool) -> Tensor:
+        """a @ b^T; `over_slots` says that the sum runs over the cache, else its result does."""
+        from litert_torch.backend import composite
+        from litert_torch.generative.custom_ops import bmm_4d as custom
+
+        # "Global": no ring buffer, all slots are in the cache, a sliding layer's too.
+        attributes = {"is_global": True, "is_src": over_slots, "rhs_cache_update": True}
+        builder = composite.StableHLOCompositeBuilder("odml.runtime_bmm", attributes)
+        a, b, param = builder.mark_inputs(a, b, param)
+        return builder.mark_outputs(custom.bmm_4d(a, b) + _unused(param))
+
+
+def _unused(param: Tensor) -> Tensor:
+    """A zero that depends on `param_tensor`: a composite must use all its inputs."""
+    return (param.sum() * 0).to(torch.float32)
+
+
+OPERATORS = {"cpu": LiteRTOperators(), "gpu": GPUOperators()}
 
 
 def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 20, 10
 INLINE_BYTES = 1024  # constants up to this size stay in the graph
 ALIGNMENT = 64
-OPERATORS = Plain()
+OPERATORS = {"cpu": Plain()}
 VERSIONED = ("onnx-ir", "onnxscript")
 
 

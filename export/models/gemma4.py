@@ -116,8 +116,8 @@ class KVAccess(Protocol):
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]: ...
 
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """a @ b^T over the last two dimensions, as the backend computes it best."""
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Attention as the backend computes it best: query and result [1, G, R, d], additive mask [1, 1, R, S]."""
 
 
 class RMSNorm(nn.Module):
@@ -201,10 +201,9 @@ class Attention(nn.Module):
         groups = self.heads // keys.shape[1]
         query = query.reshape(1, keys.shape[1], groups * tokens, size)
         if tokens > 1:
-            mask = mask.repeat(1, 1, groups, 1)
+            mask = torch.cat([mask] * groups, 2)  # a repeat lowers to eight dimensions, which no GPU takes
         # Gemma 4 scales neither queries nor scores: q_norm carries the temperature.
-        weights = torch.softmax(kv.product(query, keys) + mask, -1)
-        mixed = kv.product(weights, values).reshape(1, self.heads, tokens, size)
+        mixed = kv.attend(query, keys, values, mask).reshape(1, self.heads, tokens, size)
         return self.o_proj(mixed.transpose(1, 2).reshape(1, tokens, self.heads * size))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ def mtp_step(
             spec("input_pos", "int32", 1),
             spec("mask", "bool", 1, 1, 1, layout.context),
             *layout.tensors(read),
+            *operators.inputs,
         ),
         outputs=(
             spec("logits", "float32", 1, 1, drafter.geometry.vocab),

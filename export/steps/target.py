@@ -76,7 +76,7 @@ def target_steps(
             role=role,
             part="target",
             width=width,
-            inputs=_inputs(target, layout, width),
+            inputs=(*_inputs(target, layout, width), *operators.inputs),
             outputs=outputs,
         )
         return Step(graph, _TargetStep(target, operators, with_logits).eval())

@@ -1,4 +1,6 @@
-"""LiteRT on the CPU. K/V lives in LiteRT's own buffers, each one input and output of every target graph.
+"""LiteRT on the CPU, where a GPU's graphs run too.
+
+K/V lives in LiteRT's own buffers, each one input and output of every target graph.
 
 One buffer serves as both because tfl.dynamic_update_slice then works in place, and the drafter's graph
 reads the very same buffer: a round copies no K/V.
@@ -17,7 +19,7 @@ import numpy.typing as npt
 
 from ..engine import Arrays
 from ..errors import PocketdraftError
-from ..manifest import GraphSpec, Manifest, Part, TensorSpec
+from ..manifest import SLOTS_NAME, GraphSpec, Manifest, Part, TensorSpec
 
 
 @dataclass
@@ -99,6 +101,8 @@ class _Graph:
         self._reads = [(t, int(np.prod(t.shape)), np.dtype(t.dtype)) for t in spec.outputs if not t.is_kv]
 
     def run(self, inputs: Arrays, cache: KVBuffers) -> dict[str, npt.NDArray[Any]]:
+        if SLOTS_NAME in self._inputs:
+            inputs = {**inputs, SLOTS_NAME: self._slots(int(inputs["input_pos"][0]))}
         for name, buffer in self._inputs.items():
             if self._written.get(name) is not inputs[name]:  # mask and position stay the same within a draft
                 buffer.write(inputs[name])
@@ -108,6 +112,11 @@ class _Graph:
             bound = cache.bound[self.spec.name] = self._bind(cache)
         self.model.run_by_index(self._index, *bound)
         return {t.name: self._outputs[t.name].read(size, dtype).reshape(t.shape) for t, size, dtype in self._reads}
+
+    def _slots(self, start: int) -> npt.NDArray[np.int32]:
+        """The slots that a call may touch, as LiteRT-LM writes them."""
+        end = start + self.spec.width
+        return np.array([[[[start, end, end, 0, 0, 0, 0]]]], np.int32)
 
     def _bind(self, cache: KVBuffers) -> tuple[list[Any], list[Any]]:
         inputs, outputs = self._inputs | cache.by_name, self._outputs | cache.by_name
