@@ -72,7 +72,8 @@ def main() -> None:
                     recipe = load(name)
                     recipes = Recipes(recipe, recipe, recipe)
                     build_isolated(
-                        [Plan(*pair, bundle, recipes, backend, CONTEXT, prefill=(32,), verify=WIDTHS[1:])], advance
+                        [Plan(*pair, bundle, recipes, backend, context=CONTEXT, prefill=(32,), verify=WIDTHS[1:])],
+                        advance,
                     )
                 advance(f"Timing {backend} {name}", 0, 1)
                 engine = open_engine(bundle, 1)
