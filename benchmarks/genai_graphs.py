@@ -143,7 +143,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], out
         opset_version=OPSET,
         input_names=inputs,
         output_names=outputs,
-        dynamic_shapes=tuple({1: tokens} if isinstance(argument, Tensor) else None for argument in arguments),
+        dynamic_shapes=tuple({1: tokens} if isinstance(one, Tensor) else [None] * len(one) for one in arguments),
         verbose=False,
     )
     assert program is not None

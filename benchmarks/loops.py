@@ -165,9 +165,10 @@ def report(chosen: argparse.Namespace, runs: Runs, tokenizer: Tokenizer, outside
         "drafted tok/s",
         "drafted / plain",
         "accepted",
-        f"{first} over it",
+        "over it, plain",
+        "over it, drafted",
         "same",
-        title=f"{chosen.size}, {chosen.recipe}, {chosen.repeats} repeats",
+        title=f"{chosen.size}, {chosen.recipe}, {chosen.repeats} repeats; over it: {first} by this loop",
     )
     speeds = {name: {kind: [run.tokens_per_s for run in kept] for kind, kept in r.items()} for name, r in runs.items()}
     found: dict[str, Any] = {"size": chosen.size, "recipe": chosen.recipe, "outside": outside, "loops": {}}
@@ -191,7 +192,7 @@ def report(chosen: argparse.Namespace, runs: Runs, tokenizer: Tokenizer, outside
             f"{statistics.median(drafted):.0f}",
             f"{gain:.2f}x",
             "" if accepted is None else f"{accepted:.2f}",
-            f"{ours_over[0]:.2f}x plain, {ours_over[1]:.2f}x drafted",
+            *(f"{over:.2f}x" for over in ours_over),
             f"{agreed} of {len(expected(runs))}",
         )
     Console(width=120).print(table)

@@ -84,7 +84,8 @@ class LiteRTLMPeer:
 
     def run(self, drafted: bool) -> Run:
         replies = litert_lm.run(self._file, self._prompts.texts, self._prompts.budget, drafted)
-        return Run(sum(replies.tokens), sum(replies.decode_s), replies.texts)
+        accepted = None if replies.success_rate is None else replies.success_rate * DRAFTS
+        return Run(sum(replies.tokens), sum(replies.decode_s), replies.texts, accepted)
 
 
 class GenAIPeer:
@@ -119,15 +120,16 @@ class TransformersPeer:
 
     def run(self, drafted: bool) -> Run:
         options = {"assistant_model": self._assistant} if drafted else {}
-        tokens, seconds, outputs = 0, 0.0, []
+        tokens, rounds, seconds, outputs = 0, 0, 0.0, []
         for prompt in self._prompts.tokens:
             clock = Clock()
             ids, budget = torch.tensor([prompt]), self._prompts.budget
             self.model.generate(ids, max_new_tokens=budget, do_sample=False, pad_token_id=0, streamer=clock, **options)
             tokens += clock.tokens
+            rounds += clock.rounds
             seconds += clock.seconds
             outputs.append(clock.output)
-        return Run(tokens, seconds, outputs)
+        return Run(tokens, seconds, outputs, tokens / rounds - 1 if drafted else None)
 
     @torch.no_grad()
     def margin(self, tokens: list[int], other: int) -> float:
@@ -137,21 +139,21 @@ class TransformersPeer:
 
 
 class Clock(BaseStreamer):
-    """Counts time and tokens from the first output on, which ends the prefill."""
+    """Counts time, rounds and tokens from the first output on, which ends the prefill."""
 
     def __init__(self) -> None:
         self.output: list[int] = []
         self.tokens, self.seconds = 0, 0.0
-        self._calls, self._started = 0, 0.0
+        self.rounds = -2  # the prompt's and the prefill's outputs are none
+        self._started = 0.0
 
     def put(self, value: torch.Tensor) -> None:
-        self._calls += 1
-        if self._calls == 1:  # the prompt
-            return
-        self.output += value.flatten().tolist()
-        if self._calls == 2:
+        self.rounds += 1
+        if self.rounds == 0:
             self._started = time.perf_counter()
-        else:
+        if self.rounds >= 0:
+            self.output += value.flatten().tolist()
+        if self.rounds > 0:
             self.tokens += value.numel()
 
     def end(self) -> None:
