@@ -82,7 +82,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=1, help="a domain")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    unknown = set(chosen.peers.split(",")) - {*PEERS, ""}
+    if unknown:
+        parser.error(f"there are no peers {', '.join(sorted(unknown))}; give some of {', '.join(PEERS)}")
+    return chosen
 
 
 def open_peers(chosen: argparse.Namespace, pair: tuple[Path, Path], prompts: Prompts, advance: Progress) -> list[Peer]:
@@ -139,22 +143,23 @@ def count_same(runs: dict[bool, list[Run]], ours: list[list[int]], tokenizer: To
 
 
 def print_differences(runs: Runs, prompts: Prompts, tokenizer: Tokenizer, judge: TransformersPeer) -> None:
-    ours = expected(runs)
     for name, by_kind in runs.items():
         for drafted, (first, *_) in by_kind.items():
-            for prompt, own, theirs in zip(prompts.tokens, ours, first.outputs, strict=True):
-                if same(own, theirs, tokenizer):
-                    continue
-                what = f"{name}, {'drafted' if drafted else 'plain'}, prompt {prompts.tokens.index(prompt)}"
-                if isinstance(theirs, str):
-                    print(f"{what}: another text")
-                    continue
-                place = next((i for i, (a, b) in enumerate(zip(own, theirs, strict=False)) if a != b), None)
-                if place is None:
-                    print(f"{what}: {len(theirs)} tokens where {len(own)} were expected")
-                    continue
-                margin = judge.margin([*prompt, *own[: place + 1]], theirs[place])
-                print(f"{what}: another token {place}, whose logit is {margin:.1e} lower in float32")
+            outputs = zip(prompts.tokens, expected(runs), first.outputs, strict=True)
+            for index, (prompt, own, theirs) in enumerate(outputs):
+                if not same(own, theirs, tokenizer):
+                    kind = "drafted" if drafted else "plain"
+                    print(f"{name}, {kind}, prompt {index}: {difference(prompt, own, theirs, judge)}")
+
+
+def difference(prompt: list[int], own: list[int], theirs: list[int] | str, judge: TransformersPeer) -> str:
+    if isinstance(theirs, str):
+        return "another text"
+    place = next((i for i, (a, b) in enumerate(zip(own, theirs, strict=False)) if a != b), None)
+    if place is None:
+        return f"{len(theirs)} tokens where {len(own)} were expected"
+    margin = judge.margin([*prompt, *own[: place + 1]], theirs[place])
+    return f"token {place} is another, whose logit in float32 is {margin:.1e} lower"
 
 
 def report(chosen: argparse.Namespace, runs: Runs, tokenizer: Tokenizer, outside: float | None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM
+from transformers import DynamicCache, Gemma4AssistantForCausalLM, Gemma4ForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from pocketdraft.runtime import litert_lm
@@ -105,7 +105,11 @@ class GenAIPeer:
 
 
 class TransformersPeer:
-    """float32; drafted is assisted generation."""
+    """float32; drafted is assisted generation.
+
+    Compiled, its cache keeps whole layers: sliding ones fail in torch 2.13.0 with a NameError in generated code, and
+    assisted generation refuses a static cache.
+    """
 
     def __init__(self, target: Path, drafter: Path, prompts: Prompts, compiled: bool) -> None:
         self.name = f"transformers {'compiled' if compiled else 'eager'}"
@@ -113,16 +117,18 @@ class TransformersPeer:
         self._assistant = Gemma4AssistantForCausalLM.from_pretrained(drafter, dtype=torch.float32).eval()
         self._assistant.generation_config.num_assistant_tokens = DRAFTS
         self._assistant.generation_config.num_assistant_tokens_schedule = "constant"
-        self._prompts = prompts
+        self._prompts, self._compiled = prompts, compiled
         if compiled:
             compile_forward(self.model)
             compile_forward(self._assistant)
 
     def run(self, drafted: bool) -> Run:
-        options = {"assistant_model": self._assistant} if drafted else {}
+        options: dict[str, Any] = {"assistant_model": self._assistant} if drafted else {}
         tokens, rounds, seconds, outputs = 0, 0, 0.0, []
         for prompt in self._prompts.tokens:
             clock = Clock()
+            if self._compiled:
+                options["past_key_values"] = DynamicCache()
             ids, budget = torch.tensor([prompt]), self._prompts.budget
             self.model.generate(ids, max_new_tokens=budget, do_sample=False, pad_token_id=0, streamer=clock, **options)
             tokens += clock.tokens
@@ -161,10 +167,7 @@ class Clock(BaseStreamer):
 
 
 def compile_forward(model: Any) -> None:
-    """One graph for prefill, decode and verify each, and again for each state of the caches: minutes.
-
-    A static cache would need fewer, but assisted generation refuses it.
-    """
+    """A graph each for prefill, decode and verify, and more as the cache's shape changes: minutes on two cores."""
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.capture_scalar_outputs = True  # the centroid head calls `.item()`
     model.forward = torch.compile(model.forward, dynamic=True)
