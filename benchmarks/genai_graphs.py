@@ -27,6 +27,7 @@ from pocketdraft.export.step import Plain, Step
 from pocketdraft.export.steps.mtp import mtp_step
 from pocketdraft.export.steps.target import embedder_steps, target_steps
 
+CONFIG = "genai_config.json"
 HIDDEN, HEAD_HIDDEN = "hidden_states", "hidden_states_out"
 
 
@@ -100,6 +101,10 @@ class Head(nn.Module):
         return outputs["logits"].expand(1, width, -1), follows.expand(1, width, -1)
 
 
+def written(folder: Path) -> bool:
+    return (folder / "mtp_head" / CONFIG).exists()
+
+
 def write_graphs(files: tuple[Checkpoint, Checkpoint], recipes: Recipes, context: int, folder: Path) -> None:
     models = load_models(*files)
     geometry = models.target.geometry
@@ -134,7 +139,7 @@ def write_graphs(files: tuple[Checkpoint, Checkpoint], recipes: Recipes, context
 
 def export(module: nn.Module, arguments: tuple[Any, ...], inputs: list[str], outputs: list[str], folder: Path) -> None:
     """Axis 1 of an argument counts tokens; a list's tensors have fixed shapes."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     tokens = torch.export.Dim("tokens", min=2)
     program = torch.onnx.export(
         module.eval(),
@@ -181,4 +186,4 @@ def save_config(
     if outputs:
         model["mtp"] = {"main_hidden_states": HIDDEN, "outputs": {HIDDEN: HEAD_HIDDEN}}
     search = {"do_sample": False, "max_length": config["context_length"], "past_present_share_buffer": True}
-    (folder / "genai_config.json").write_text(json.dumps({"model": model, "search": search}, indent=1))
+    (folder / CONFIG).write_text(json.dumps({"model": model, "search": search}, indent=1))

@@ -27,11 +27,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from genai_graphs import write_graphs
+from genai_graphs import write_graphs, written
 from pairs import random_pair
 from peers import GenAIPeer, LiteRTLMPeer, OwnPeer, Peer, Prompts, Run, TransformersPeer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.hf_compat import patch_transformers
@@ -83,15 +83,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     chosen = parser.parse_args()
-    unknown = set(chosen.peers.split(",")) - {*PEERS, ""}
+    chosen.peers = {name for name in chosen.peers.split(",") if name}
+    unknown = chosen.peers - set(PEERS)
     if unknown:
         parser.error(f"there are no peers {', '.join(sorted(unknown))}; give some of {', '.join(PEERS)}")
+    if "onnxruntime-genai" in chosen.peers and not GenAIPeer.installed():
+        print("onnxruntime-genai is not installed and is left out; the extra `bench` brings it.")
+        chosen.peers.remove("onnxruntime-genai")
     return chosen
 
 
 def open_peers(chosen: argparse.Namespace, pair: tuple[Path, Path], prompts: Prompts, advance: Progress) -> list[Peer]:
     """Makes what bundles and graphs are not there yet. The first peer is the one that all are compared with."""
-    wanted, recipe = chosen.peers.split(","), load(chosen.recipe)
+    recipe = load(chosen.recipe)
     recipes = Recipes(recipe, recipe, recipe)
     peers: list[Peer] = []
     for backend in chosen.backends.split(","):
@@ -99,16 +103,14 @@ def open_peers(chosen: argparse.Namespace, pair: tuple[Path, Path], prompts: Pro
         if not bundle.exists():
             build_isolated([Plan(*pair, bundle, recipes, backend, CONTEXT, prefill=(64,), verify=(5,))], advance)
         peers.append(OwnPeer(backend, bundle, prompts))
-        if backend == "litert" and "litert-lm" in wanted:
+        if backend == "litert" and "litert-lm" in chosen.peers:
             peers.append(LiteRTLMPeer(bundle, prompts))
     for name in ("transformers", "transformers-compiled"):
-        if name in wanted:
+        if name in chosen.peers:
             peers.append(TransformersPeer(*pair, prompts, compiled=name != "transformers"))
-    if "onnxruntime-genai" in wanted and not GenAIPeer.installed():
-        print("onnxruntime-genai is not installed and is left out; pip install 'pocketdraft[bench]' brings it.")
-    elif "onnxruntime-genai" in wanted:
+    if "onnxruntime-genai" in chosen.peers:
         folder = chosen.work / f"{chosen.size}-{chosen.recipe}-genai"
-        if not folder.exists():
+        if not written(folder):
             advance("Exporting for onnxruntime-genai", 0, 1)
             write_graphs((Checkpoint.open(pair[0]), Checkpoint.open(pair[1])), recipes, CONTEXT, folder)
         peers.append(GenAIPeer(folder, prompts))
@@ -165,7 +167,7 @@ def difference(prompt: list[int], own: list[int], theirs: list[int] | str, judge
 def report(chosen: argparse.Namespace, runs: Runs, tokenizer: Tokenizer, outside: float | None) -> None:
     first = next(iter(runs))
     table = Table(
-        "loop",
+        Column("loop", no_wrap=True),
         "plain tok/s",
         "drafted tok/s",
         "drafted / plain",
