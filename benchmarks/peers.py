@@ -107,7 +107,7 @@ class GenAIPeer:
 class TransformersPeer:
     """float32; drafted is assisted generation.
 
-    Compiled, its cache keeps whole layers: sliding ones fail in torch 2.13.0 with a NameError in generated code, and
+    Compiled, its cache keeps whole layers: with sliding ones torch 2.13.0 stops at a NameError once it drafts, and
     assisted generation refuses a static cache.
     """
 
