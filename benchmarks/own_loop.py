@@ -1,7 +1,7 @@
-"""This runtime's loop in a process of its own, as LiteRT-LM's is: no torch in its memory. Called by loops.py.
+"""This runtime's loop in a process of its own, as LiteRT-LM's is: no torch in its memory. Called by peers.py.
 
-Reads a job as JSON from standard input, writes tokens, seconds of the rounds and, if instrumented, the share of
-the rounds (each session's first one aside) that lies outside of graph calls.
+Reads a job as JSON from standard input, writes tokens, seconds of the rounds, outputs, accepted drafts a round and,
+if instrumented, the share of the rounds (each session's first one aside) that lies outside of graph calls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 from pocketdraft.runtime.engine import open_engine
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target
-from pocketdraft.runtime.text import Tokenizer
 
 
 class TimedModel:
@@ -35,27 +34,35 @@ class TimedModel:
 
 def main() -> None:
     job = json.load(sys.stdin)
-    bundle = Path(job["bundle"])
-    engine: Any = open_engine(bundle, 1)
-    tokenizer = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
+    engine: Any = open_engine(Path(job["bundle"]), 1)
     models = []
     if job["instrumented"]:  # costs time itself, so never in a run whose speed counts
         for graph in engine._graphs.values():
             models.append(TimedModel(graph.model))
             graph.model = models[-1]
-    target, tokens, rounds_s, first_s, graphs_s = Target(engine), 0, 0.0, 0.0, 0.0
-    for text in job["texts"]:
+    target, outputs, rounds_s, first_s, graphs_s = Target(engine), [], 0.0, 0.0, 0.0
+    accepted, drafted_rounds = 0, 0
+    for prompt in job["prompts"]:
         session = open_session(engine, job["drafter"], job["drafts"], target)
-        stream = session.generate(tokenizer.encode(text), job["budget"])
-        next(stream)  # holds the prefill, whose graph calls are no part of a round
+        stream = session.generate(prompt, job["budget"])
+        output = [*next(stream).tokens]  # holds the prefill, whose graph calls are no part of a round
         first_s += sum(session.stats.seconds.values())
         graphs_s -= sum(model.seconds for model in models)
-        for _ in stream:
-            pass
+        for emitted in stream:
+            output += emitted.tokens
         graphs_s += sum(model.seconds for model in models)
         rounds_s += sum(session.stats.seconds.values())
-        tokens += session.stats.emitted
-    print(f"\n{json.dumps({'tokens': tokens, 'seconds': rounds_s, 'outside': 1 - graphs_s / (rounds_s - first_s)})}")
+        accepted += session.stats.accepted
+        drafted_rounds += sum(rounds for (proposed, _), rounds in session.stats.outcomes.items() if proposed)
+        outputs.append(output)
+    found = {
+        "tokens": sum(map(len, outputs)),
+        "seconds": rounds_s,
+        "outputs": outputs,
+        "accepted": accepted / drafted_rounds if drafted_rounds else None,
+        "outside": 1 - graphs_s / (rounds_s - first_s),
+    }
+    print(f"\n{json.dumps(found)}")
 
 
 if __name__ == "__main__":
