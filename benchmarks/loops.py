@@ -101,7 +101,8 @@ def open_peers(chosen: argparse.Namespace, pair: tuple[Path, Path], prompts: Pro
     for backend in chosen.backends.split(","):
         bundle = chosen.work / f"{chosen.size}-{chosen.recipe}-{backend}"
         if not bundle.exists():
-            build_isolated([Plan(*pair, bundle, recipes, backend, context=CONTEXT, prefill=(64,), verify=(5,))], advance)
+            plan = Plan(*pair, bundle, recipes, backend, context=CONTEXT, prefill=(64,), verify=(5,))
+            build_isolated([plan], advance)
         peers.append(OwnPeer(backend, bundle, prompts))
         if backend == "litert" and "litert-lm" in chosen.peers:
             peers.append(LiteRTLMPeer(bundle, prompts))
