@@ -201,7 +201,7 @@ class Attention(nn.Module):
         groups = self.heads // keys.shape[1]
         query = query.reshape(1, keys.shape[1], groups * tokens, size)
         if tokens > 1:
-            # LiteRT's repeat is a broadcast of eight dimensions: no GPU takes it, and a CPU's verify takes 1.8x as long.
+            # LiteRT's repeat is a broadcast of eight dimensions: no GPU takes it, a CPU's verify is 1.8x as long.
             mask = torch.cat([mask] * groups, 2)
         # Gemma 4 scales neither queries nor scores: q_norm carries the temperature.
         mixed = kv.attend(query, keys, values, mask).reshape(1, self.heads, tokens, size)
