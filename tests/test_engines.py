@@ -186,6 +186,28 @@ def test_onnx_graphs_are_old_enough_for_the_phone_and_share_their_weights(make_b
     assert (bundle / "target.bin").stat().st_size < 6.5e6, "weights twice: prefill's and the target's"
 
 
+def test_onnx_writes_k_v_in_place_and_runs_a_norm_as_one_operator(make_bundle, tmp_path):
+    """One ScatterElements from input to output, which ONNX Runtime runs in place; a transpose would copy the cache."""
+    import onnx_ir
+    import onnxruntime
+
+    path = make_bundle("shared", "f32", "onnx") / "target.onnx"
+    model = onnx_ir.load(path)
+    given = {value.name: value for value in model.graph.inputs if value.name.startswith("kv_cache_")}
+    made = {value.name.removeprefix("present."): value for value in model.graph.outputs if "kv_cache_" in value.name}
+    assert made.keys() == given.keys()
+    for name, value in made.items():
+        writer = value.producer()
+        assert (writer.op_type, writer.inputs[0].name) == ("ScatterElements", name)
+        assert len(list(given[name].uses())) == 1, f"{name} is read before it is written"
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    ran = {node.op_type for node in onnx_ir.load(options.optimized_model_filepath).graph}
+    assert "SimplifiedLayerNormalization" in ran
+    assert not ran & {"ReduceMean", "Sqrt", "Reciprocal"}
+
+
 @SLOW
 def test_onnx_weights_are_in_the_precision_of_the_recipe(make_bundle):
     import onnx_ir

@@ -19,6 +19,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import PRESENT, Part
 
 from ..checkpoint import Checkpoint
+from ..models.gemma4 import RMSNorm
 from ..plan import Plan, Progress, Recipes
 from ..step import Plain, Positional, Step, families, replace_weights, width_axes
 
@@ -29,13 +30,45 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 20, 10
 INLINE_BYTES = 1024  # constants up to this size stay in the graph
 ALIGNMENT = 64
-OPERATORS = {"cpu": Plain()}
 VERSIONED = ("onnx-ir", "onnxscript")
+
+
+class FusedRMSNorm(nn.Module):
+    """RMSNorm spelled as ONNX Runtime looks for it, to run it as one SimplifiedLayerNormalization."""
+
+    weight: Tensor
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.register_buffer("weight", torch.ones(norm.size) if norm.weight is None else norm.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / torch.sqrt(x.pow(2.0).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class ScatteredRows(Plain):
+    """K/V rows by ScatterElements, in place where the runtime gives input and output one buffer.
+
+    What index_copy becomes instead moves the axis to the front and back, and so copies the whole cache twice.
+    """
+
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
+        slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
+        shape = [-1 if i == axis else 1 for i in range(4)]
+        return cache.scatter(axis, slots.reshape(shape).expand(rows.shape), rows)
+
+
+OPERATORS = {"cpu": ScatteredRows()}
 
 
 def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
     """Writes `FAMILY.onnx` and `PART.bin` into `folder`."""
     quantize_steps(steps, plan.recipes)
+    for step in steps:
+        for path, module in list(step.module.named_modules()):
+            if isinstance(module, RMSNorm):
+                step.module.set_submodule(path, FusedRMSNorm(module))
     weights: dict[str, WeightFile] = {}
     chosen = families(steps)
     for index, (family, step) in enumerate(chosen.items()):
