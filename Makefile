@@ -5,7 +5,7 @@ OUT := build/demo
 BACKENDS := litert executorch onnx
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test slow phone lint types format clean
+.PHONY: setup demo test slow arm64 gpu lint types format clean
 
 setup: .venv/ready
 
@@ -19,8 +19,8 @@ setup: .venv/ready
 # The embedded pair for every backend in every recipe: export, validate, run, and the tables. The last line is JSON.
 demo: setup
 	$(BIN)/pocketdraft export --backend all --recipe mixed --out $(OUT)/mixed
-	for recipe in f32 w8 w4; do \
-		$(BIN)/pocketdraft export --backend all --recipe $$recipe --drafts 4 --prefill 64 --out $(OUT)/$$recipe || exit; done
+	printf '%s\n' f32 w8 w4 | xargs -P 2 -I RECIPE \
+		$(BIN)/pocketdraft export --backend all --recipe RECIPE --drafts 4 --prefill 64 --out $(OUT)/RECIPE --quiet
 	$(BIN)/pocketdraft validate $(OUT)/mixed/litert
 	$(BIN)/pocketdraft run $(OUT)/mixed/litert --prompt '"type": "structure",' --max-tokens 96
 	$(BIN)/pocketdraft bench $(foreach recipe,mixed f32 w8 w4,$(foreach backend,$(BACKENDS),$(OUT)/$(recipe)/$(backend)))
@@ -28,14 +28,17 @@ demo: setup
 test: setup
 	$(BIN)/pytest
 
-# Minutes, not seconds. What needs an emulator or a driver is skipped without it; `make phone` brings both.
 slow: setup
-	$(BIN)/pytest -m 'slow or arm64 or gpu' -rs
+	$(BIN)/pytest -m slow
 
-# For Debian and its kin: an emulated arm64 and a software GPU, under build/.
-phone: setup
+# For Debian and its kin: bundles on an emulated arm64, and on a software GPU. Both are made under build/.
+arm64: setup
 	tests/arm64/setup.sh
+	$(BIN)/pytest -m arm64 -rs
+
+gpu: setup
 	tests/gpu/setup.sh
+	$(BIN)/pytest -m gpu -rs
 
 lint: setup
 	$(BIN)/ruff check .
