@@ -47,6 +47,8 @@ import matplotlib.pyplot as plt
 WIDTHS = (1, 2, 4, 8, 16, 32)
 CONTEXT = 512
 COMMITTED = 128  # tokens in the cache while measuring
+COLOURS = {"litert": "tab:blue", "executorch": "tab:red", "onnx": "tab:green", "transformers": "0.5"}
+STYLES = {"w8": "--", "w4": ":", "compiled": "--"}
 Call = Callable[[], object]
 
 
@@ -117,7 +119,7 @@ def calls_of_transformers(folder: Path, compiled: bool) -> dict[int, Call]:
         @torch.no_grad()
         def run() -> None:
             forward(tokens, past_key_values=cache, use_cache=True)
-            cache.crop(COMMITTED)
+            cache.crop(-width)
 
         return run
 
@@ -146,8 +148,16 @@ def report(curves: dict[str, dict[int, float]], picture: Path, hidden: int) -> N
     for name, curve in curves.items():
         ratios = [curve[width] / curve[1] for width in WIDTHS]
         table.add_row(name, f"{curve[1] * 1e3:.2f}", *(f"{ratio:.2f}x" for ratio in ratios[1:]))
-        style = "--" if name.startswith("transformers") else "-"
-        axes.plot(WIDTHS, ratios, style, marker="o", markersize=3, label=f"{name} ({curve[1] * 1e3:.1f} ms)")
+        backend, _, recipe = name.partition(" ")
+        axes.plot(
+            WIDTHS,
+            ratios,
+            STYLES.get(recipe, "-"),
+            color=COLOURS[backend],
+            marker="o",
+            markersize=3,
+            label=f"{name} ({curve[1] * 1e3:.1f} ms)",
+        )
     axes.plot(WIDTHS, WIDTHS, color="0.7", linewidth=1, label="T times decoding")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
