@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,14 @@ def replace_weights(steps: list[Step], make: Callable[[str, nn.Linear | nn.Embed
             if name not in made:
                 made[name] = make(name, module)
             step.module.set_submodule(path, made[name])
+
+
+def replace_modules(steps: list[Step], make: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> None:
+    """Puts `make[kind](module)` in the place of each module of that kind, in place."""
+    for step in steps:
+        for path, module in list(step.module.named_modules()):
+            if type(module) in make:
+                step.module.set_submodule(path, make[type(module)](module))
 
 
 class Positional(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 
 from .bench import DomainBench, bench
 from .engine import Engine, open_engine
-from .ladder import climb, compare, tokens_needed
+from .ladder import climb, compare, enough_tokens
 from .manifest import Manifest
 from .prompts import Prompt
 from .target import Target
@@ -109,10 +109,9 @@ def bench_bundle(
 
 def against_reference(engine: Engine, reference: Engine, tokens: Sequence[int]) -> Parity:
     """Every graph once, the reference's inputs on both sides."""
-    length = tokens_needed(engine.manifest)
-    tokens = (list(tokens) * (length // len(tokens) + 1))[:length]
-    wanted, feed = climb(engine.manifest, reference, tokens, None)
-    found, _ = climb(engine.manifest, engine, tokens, feed)
+    text = enough_tokens(engine.manifest, tokens)
+    wanted, feed = climb(engine.manifest, reference, text, None)
+    found, _ = climb(engine.manifest, engine, text, feed)
     rows = compare(wanted, found, dict.fromkeys(found))
     judged = [row for row in rows if row.kl is not None and row.argmax_agreement is not None]
     return Parity(

@@ -83,6 +83,12 @@ def tokens_needed(manifest: Manifest) -> int:
     return prefill + 1 + max(DRAFT_STEPS, *(graph.width for graph in manifest.graphs_of("verify")))
 
 
+def enough_tokens(manifest: Manifest, tokens: Sequence[int]) -> list[int]:
+    """`tokens` cut, or repeated, to the length that `climb` needs."""
+    length = tokens_needed(manifest)
+    return (list(tokens) * (length // len(tokens) + 1))[:length]
+
+
 def compare(
     upper: dict[str, Outputs], lower: dict[str, Outputs], limits: Mapping[str, float | None], judged: Judged = "max"
 ) -> list[Difference]:

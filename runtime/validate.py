@@ -13,7 +13,7 @@ import numpy as np
 from . import litert_lm
 from .cache import Cache
 from .engine import Arrays, Engine
-from .ladder import Difference, Feed, climb, compare, tokens_needed
+from .ladder import Difference, Feed, climb, compare, enough_tokens
 from .manifest import Manifest
 from .proposal import NOTHING, Proposal
 from .session import open_session
@@ -165,9 +165,7 @@ def _climb_all(engine: Engine, rungs: Rungs, prompts: list[list[int]]) -> dict[s
     What quantization costs is reported; the quantized graph must then be nearer to the quantized step than
     that step is to the float one.
     """
-    text = [token for prompt in prompts for token in prompt]
-    length = tokens_needed(engine.manifest)
-    tokens = (text * (length // len(text) + 1))[:length]
+    tokens = enough_tokens(engine.manifest, [token for prompt in prompts for token in prompt])
     found: dict[str, list[Difference]] = {}
     above: tuple[str, dict[str, dict[str, Floats]]] | None = None
     feed: Feed | None = None

@@ -24,7 +24,7 @@ from pocketdraft.runtime.manifest import DELEGATION_NAME, KV_READER, Part
 from ..checkpoint import Checkpoint
 from ..models.gemma4 import GELU, RMSNorm
 from ..plan import Plan, Progress, Recipes
-from ..step import Plain, Step, families, replace_weights, width_axes
+from ..step import Plain, Step, families, replace_modules, replace_weights, width_axes
 
 FILE_NAME = "model.pte"
 # What the graph holds beside operators that cost something.
@@ -75,7 +75,8 @@ OPERATORS = {"cpu": InPlace()}
 def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
     """Writes `model.pte` into `folder`."""
     quantize_steps(steps, plan.recipes)
-    suit_xnnpack(steps)
+    # What XNNPACK computes, and computes right, in the place of norms and activations.
+    replace_modules(steps, {RMSNorm: DelegatedRMSNorm, GELU: lambda _: TanhGELU()})
     chosen = families(steps)
     kv = KVBuffers(chosen["target"])
     programs = {}
@@ -117,16 +118,6 @@ def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
         return module
 
     replace_weights(steps, quantized)
-
-
-def suit_xnnpack(steps: list[Step]) -> None:
-    """Puts what XNNPACK computes, and computes right, in the place of norms and activations."""
-    for step in steps:
-        for path, module in list(step.module.named_modules()):
-            if isinstance(module, RMSNorm):
-                step.module.set_submodule(path, DelegatedRMSNorm(module))
-            elif isinstance(module, GELU):
-                step.module.set_submodule(path, TanhGELU())
 
 
 class QuantizedEmbedding(nn.Module):

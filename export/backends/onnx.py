@@ -21,7 +21,7 @@ from pocketdraft.runtime.manifest import PRESENT, Part
 from ..checkpoint import Checkpoint
 from ..models.gemma4 import RMSNorm
 from ..plan import Plan, Progress, Recipes
-from ..step import Plain, Positional, Step, families, replace_weights, width_axes
+from ..step import Plain, Positional, Step, families, replace_modules, replace_weights, width_axes
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -65,10 +65,7 @@ OPERATORS = {"cpu": ScatteredRows()}
 def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
     """Writes `FAMILY.onnx` and `PART.bin` into `folder`."""
     quantize_steps(steps, plan.recipes)
-    for step in steps:
-        for path, module in list(step.module.named_modules()):
-            if isinstance(module, RMSNorm):
-                step.module.set_submodule(path, FusedRMSNorm(module))
+    replace_modules(steps, {RMSNorm: FusedRMSNorm})
     weights: dict[str, WeightFile] = {}
     chosen = families(steps)
     for index, (family, step) in enumerate(chosen.items()):
