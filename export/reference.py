@@ -11,12 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import (
-    DynamicCache,
-    Gemma4AssistantForCausalLM,
-    Gemma4ForCausalLM,
-    Gemma4ForConditionalGeneration,
-)
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from pocketdraft.runtime.manifest import Manifest
 
@@ -39,13 +34,14 @@ class TransformersEngine:
     def __init__(self, manifest: Manifest, target: Checkpoint, drafter: Checkpoint) -> None:
         patch_transformers()
         self.manifest = manifest
-        fused = target.config.model_type == "gemma4"
-        loader = Gemma4ForConditionalGeneration if fused else Gemma4ForCausalLM
-        self.target = loader.from_pretrained(target.folder, dtype=torch.float32, attn_implementation="eager").eval()
-        self.text = self.target.model.language_model if fused else self.target.model
-        self.drafter = Gemma4AssistantForCausalLM.from_pretrained(
-            drafter.folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        self.target, self.drafter = (
+            AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+            ).eval()
+            for checkpoint in (target, drafter)
+        )
+        # A fused checkpoint keeps its text model beside other modalities.
+        self.text = getattr(self.target.model, "language_model", self.target.model)
         if manifest.drafter.head == "dense":
             self.drafter.config.use_ordered_embeddings = False
         self._graphs = {graph.name: graph for graph in manifest.graphs}
@@ -87,13 +83,13 @@ class TransformersEngine:
             if "per_layer_embeddings" in feed:
                 sequence.per_layer[position] = feed["per_layer_embeddings"][:, row]
         length = positions[-1] + 1
-        per_layer = None
+        per_layer = {}
         if sequence.per_layer:
-            per_layer = torch.stack([sequence.per_layer[i] for i in range(length)], 1)
+            per_layer["per_layer_inputs"] = torch.stack([sequence.per_layer[i] for i in range(length)], 1)
         # A cache without a configuration keeps whole layers where the model's own would drop what left the window.
         output = self.text(
             inputs_embeds=torch.stack([sequence.rows[i] for i in range(length)], 1),
-            per_layer_inputs=per_layer,
+            **per_layer,
             past_key_values=DynamicCache(),
             use_cache=True,
         )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
-from .gemma4 import Geometry, Trunk, linear
+from .gemma4 import Geometry, Trunk
+from .layers import linear
 
 
 class CentroidHead(nn.Module):
