@@ -74,6 +74,11 @@ class Step:
         """What a recipe may quantize, by the name that recipes use."""
         return {self.weight_name(path): module for path, module in self._weights()}
 
+    @property
+    def weight_paths(self) -> list[str]:
+        """The module paths of `weights`; two that have one name share it."""
+        return [path for path, _ in self._weights()]
+
     def weight_name(self, path: str) -> str:
         """`part.path`, the trunk's prefix left out."""
         return f"{self.spec.part}.{path.removeprefix('trunk.')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -26,6 +27,25 @@ class WeightError:
     sqnr_db: float
 
 
+@dataclass
+class ErrorSums:
+    """Adds up what a rule does to a weight, some rows at a time."""
+
+    max_abs: float = 0.0
+    noise: float = 0.0
+    signal: float = 0.0
+
+    def add(self, weight: Weight, restored: Weight) -> None:
+        error = restored - weight
+        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+        self.noise += float(np.square(error, dtype=np.float64).sum())
+        self.signal += float(np.square(weight, dtype=np.float64).sum())
+
+    def of(self, name: str, rule: Rule, shape: tuple[int, ...]) -> WeightError:
+        sqnr = 10 * math.log10(self.signal / self.noise) if self.noise and self.signal else math.inf
+        return WeightError(name, rule.dtype, shape, self.max_abs, sqnr)
+
+
 def quantize(weight: Weight, rule: Rule) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """[outputs, inputs] to levels [outputs, blocks, block] and scales [outputs, blocks], symmetric, no zero point.
 
@@ -41,24 +61,29 @@ def quantize(weight: Weight, rule: Rule) -> tuple[npt.NDArray[np.int8], npt.NDAr
     return levels.astype(np.int8), scale
 
 
+def restore(levels: npt.NDArray[np.int8], scale: npt.NDArray[np.float32]) -> Weight:
+    """What `quantize` kept of a weight: float32 [outputs, inputs]."""
+    restored: Weight = (levels * scale[..., None]).reshape(len(levels), -1).astype(np.float32)
+    return restored
+
+
 def round_trip(weight: Weight, rule: Rule) -> Weight:
     """The weight as a quantized graph sees it."""
-    if rule.dtype == "float32":
-        return weight
-    levels, scale = quantize(weight, rule)
-    restored: Weight = (levels * scale[..., None]).reshape(weight.shape).astype(np.float32)
-    return restored
+    return weight if rule.dtype == "float32" else restore(*quantize(weight, rule))
+
+
+def check_blocks(name: str, inputs: int, rule: Rule) -> None:
+    """Raises PocketdraftError if the rule's blocks do not divide rows of this many inputs."""
+    if rule.block and inputs % rule.block:
+        raise PocketdraftError(
+            f"The recipe asks for blocks of {rule.block} in {name}, whose rows have {inputs} inputs; "
+            "put a rule for it with block = 0 before."
+        )
 
 
 def error_of(name: str, weight: Weight, rule: Rule) -> WeightError:
     """Raises PocketdraftError if the rule's blocks do not divide the weight's rows."""
-    if rule.block and weight.shape[1] % rule.block:
-        raise PocketdraftError(
-            f"The recipe asks for blocks of {rule.block} in {name}, whose rows have {weight.shape[1]} inputs; "
-            "put a rule for it with block = 0 before."
-        )
-    noise = round_trip(weight, rule) - weight
-    signal = float(np.square(weight, dtype=np.float64).sum())
-    power = float(np.square(noise, dtype=np.float64).sum())
-    sqnr = 10 * float(np.log10(signal / power)) if power and signal else float("inf")
-    return WeightError(name, rule.dtype, weight.shape, float(np.abs(noise).max()), sqnr)
+    check_blocks(name, weight.shape[1], rule)
+    sums = ErrorSums()
+    sums.add(weight, round_trip(weight, rule))
+    return sums.of(name, rule, weight.shape)

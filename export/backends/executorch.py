@@ -24,6 +24,7 @@ from pocketdraft.runtime.manifest import DELEGATION_NAME, KV_READER, Part
 from ..checkpoint import Checkpoint
 from ..models.gemma4 import GELU, RMSNorm
 from ..plan import Plan, Progress, Recipes
+from ..quantized import Weights
 from ..step import Plain, Step, families, replace_modules, replace_weights, width_axes
 
 FILE_NAME = "model.pte"
@@ -69,10 +70,13 @@ class TanhGELU(nn.Module):
         return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))
 
 
+STREAMS = False
 OPERATORS = {"cpu": InPlace()}
 
 
-def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
+def write(
+    plan: Plan, steps: list[Step], weights: Weights, target: Checkpoint, folder: Path, progress: Progress
+) -> dict[str, Part]:
     """Writes `model.pte` into `folder`."""
     quantize_steps(steps, plan.recipes)
     # What XNNPACK computes, and computes right, in the place of norms and activations.

@@ -21,6 +21,7 @@ from pocketdraft.runtime.manifest import PRESENT, Part
 from ..checkpoint import Checkpoint
 from ..models.gemma4 import RMSNorm
 from ..plan import Plan, Progress, Recipes
+from ..quantized import Weights
 from ..step import Plain, Positional, Step, families, replace_modules, replace_weights, width_axes
 
 if TYPE_CHECKING:
@@ -59,20 +60,23 @@ class ScatteredRows(Plain):
         return cache.scatter(axis, slots.reshape(shape).expand(rows.shape), rows)
 
 
+STREAMS = False
 OPERATORS = {"cpu": ScatteredRows()}
 
 
-def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
+def write(
+    plan: Plan, steps: list[Step], weights: Weights, target: Checkpoint, folder: Path, progress: Progress
+) -> dict[str, Part]:
     """Writes `FAMILY.onnx` and `PART.bin` into `folder`."""
     quantize_steps(steps, plan.recipes)
     replace_modules(steps, {RMSNorm: FusedRMSNorm})
-    weights: dict[str, WeightFile] = {}
+    files: dict[str, WeightFile] = {}
     chosen = families(steps)
     for index, (family, step) in enumerate(chosen.items()):
         progress(f"Exporting {family}.onnx", index, len(chosen))
-        part = weights.setdefault(step.spec.part, WeightFile(folder / f"{step.spec.part}.bin"))
+        part = files.setdefault(step.spec.part, WeightFile(folder / f"{step.spec.part}.bin"))
         _export(step, part, folder / f"{family}.onnx")
-    return {name: Part(file=file.path.name, offset=0, size=file.path.stat().st_size) for name, file in weights.items()}
+    return {name: Part(file=file.path.name, offset=0, size=file.path.stat().st_size) for name, file in files.items()}
 
 
 def quantize_steps(steps: list[Step], recipes: Recipes) -> None:

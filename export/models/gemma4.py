@@ -19,6 +19,7 @@ from transformers import Gemma4TextConfig
 from pocketdraft.runtime.errors import PocketdraftError
 
 from ..checkpoint import Checkpoint
+from ..stored import Places
 
 Kind = Literal["full", "sliding"]
 
@@ -295,8 +296,9 @@ class Target(nn.Module):
             self.embed_tokens_per_layer = nn.Embedding(geometry.vocab, len(geometry.layers) * geometry.per_layer)
 
 
-def load_target(checkpoint: Checkpoint) -> Target:
+def load_target(checkpoint: Checkpoint) -> tuple[Target, Places]:
+    """The target with its large weights on the meta device, and where they lie."""
     with torch.device("meta"):
         target = Target(Geometry.from_config(checkpoint.text_config))
-    checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
-    return target.eval()
+    stored = checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
+    return target.eval(), stored
