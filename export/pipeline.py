@@ -105,7 +105,7 @@ def load_models(target: Checkpoint, drafter: Checkpoint) -> Models:
 def make_steps(plan: Plan, models: Models, operators: Operators) -> tuple[list[Step], KVLayout]:
     """All graphs of the pair, part by part."""
     geometry = models.target.geometry
-    layout = KVLayout.of(geometry, plan.context)
+    layout = KVLayout.of(geometry, plan.context, plan.widest if plan.device == "cpu" else None)
     head: Head = "centroid" if plan.allows_centroids and models.drafter.has_centroids else "dense"
     return [
         *target_steps(models.target, layout, plan.prefill, plan.verify, operators),

@@ -80,11 +80,16 @@ class Plan:
             raise PocketdraftError(
                 "--verify has width 1, which is `decode`; a verify width is drafts + 1, so 2 or more."
             )
-        widest = max(*self.prefill, *self.verify)
-        if widest > self.context:
+        if self.widest > self.context:
             raise PocketdraftError(
-                f"--context is {self.context}, a graph is {widest} tokens wide; raise --context or drop that width."
+                f"--context is {self.context}, a graph is {self.widest} tokens wide; "
+                "raise --context or drop that width."
             )
+
+    @property
+    def widest(self) -> int:
+        """The most tokens of a call."""
+        return max(*self.prefill, *self.verify)
 
     @property
     def allows_centroids(self) -> bool:

@@ -25,7 +25,7 @@ from ..checkpoint import Checkpoint
 from ..models.gemma4 import GELU, RMSNorm
 from ..plan import Plan, Progress, Recipes
 from ..quantized import Weights
-from ..step import Plain, Step, families, replace_modules, replace_weights, width_axes
+from ..step import Plain, Step, families, replace_modules, replace_weights, slots_of, width_axes
 
 FILE_NAME = "model.pte"
 # What the graph holds beside operators that cost something.
@@ -38,9 +38,8 @@ VERSIONED = ("executorch", "torchao")
 class InPlace(Plain):
     """K/V rows are written into the program's own buffers."""
 
-    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
-        slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
-        return cache.index_copy_(axis, slots, rows)
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int, ring: bool) -> Tensor:
+        return cache.index_copy_(axis, slots_of(cache, rows, start, axis), rows)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         # A matmul of four dimensions becomes expand, view and bmm, of which XNNPACK takes the bmm only.

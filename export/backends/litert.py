@@ -51,10 +51,18 @@ def _update_slice(cache: Tensor, rows: Tensor, at: Tensor) -> Tensor:
 
 
 class LiteRTOperators(Plain):
-    """K/V rows by tfl.dynamic_update_slice, in place where the runtime gives input and output one buffer."""
+    """K/V rows by tfl.dynamic_update_slice, in place where the runtime gives input and output one buffer.
 
-    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
-        return _update_slice(cache, rows, _first_slot(start, axis))
+    Of a ring that holds for one row; several may wrap around, and are put among the old ones by selection.
+    """
+
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int, ring: bool) -> Tensor:
+        size, count = cache.shape[axis], rows.shape[axis]
+        if not ring or count == 1:
+            return _update_slice(cache, rows, _first_slot(torch.remainder(start, size) if ring else start, axis))
+        index = torch.remainder(torch.arange(size, dtype=torch.int32) - start, size)
+        spread = rows.index_select(axis, torch.minimum(index, torch.tensor(count - 1, dtype=torch.int32)))
+        return torch.where((index < count).reshape([size if i == axis else 1 for i in range(4)]), spread, cache)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         # A plain matmul lowers to FULLY_CONNECTED with K as its "weights", which a recipe would then quantize.

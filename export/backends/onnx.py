@@ -22,7 +22,7 @@ from ..checkpoint import Checkpoint
 from ..models.gemma4 import RMSNorm
 from ..plan import Plan, Progress, Recipes
 from ..quantized import Weights
-from ..step import Plain, Positional, Step, families, replace_modules, replace_weights, width_axes
+from ..step import Plain, Positional, Step, families, replace_modules, replace_weights, slots_of, width_axes
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -54,8 +54,8 @@ class ScatteredRows(Plain):
     What index_copy becomes instead moves the axis to the front and back, and so copies the whole cache twice.
     """
 
-    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
-        slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int, ring: bool) -> Tensor:
+        slots = slots_of(cache, rows, start, axis)
         shape = [-1 if i == axis else 1 for i in range(4)]
         return cache.scatter(axis, slots.reshape(shape).expand(rows.shape), rows)
 
