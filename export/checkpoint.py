@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import Gemma4AssistantConfig, Gemma4Config, Gemma4TextConfig, 
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import Tokens
 
+from .adapter import EMBEDDING, HEAD, Adapter, merged, plain_name, untie
 from .hf_compat import patch_transformers
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {
@@ -32,15 +34,19 @@ KV_WEIGHT = re.compile(r"^layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\.weig
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with `config.json` and one or several safetensors files. Holds no weights."""
+    """A folder with `config.json` and one or several safetensors files, and the adapters to merge into their weights.
+
+    Holds no weights.
+    """
 
     folder: Path
     config: PretrainedConfig
     files: tuple[Path, ...]
+    adapters: tuple[Adapter, ...] = ()
 
     @staticmethod
-    def open(folder: Path) -> Checkpoint:
-        """Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
+    def open(folder: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
+        """`adapters` are merged in their order. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
         patch_transformers()
         config_file = folder / "config.json"
         if not config_file.is_file():
@@ -61,7 +67,15 @@ class Checkpoint:
         files = tuple(sorted(folder.glob("*.safetensors")))
         if not files:
             raise PocketdraftError(f"{folder} has no *.safetensors file; convert the checkpoint to safetensors first.")
-        return Checkpoint(folder, config, files)
+        checkpoint = Checkpoint(folder, config, files, tuple(Adapter.open(adapter) for adapter in adapters))
+        for adapter in checkpoint.adapters:
+            adapter.check_against(folder, checkpoint.shapes())
+        return checkpoint
+
+    @property
+    def name(self) -> str:
+        """Of the folder, and of the adapters' folders."""
+        return " + ".join(path.resolve().name for path in (self.folder, *(a.folder for a in self.adapters)))
 
     @property
     def tokenizer_file(self) -> Path:
@@ -95,22 +109,39 @@ class Checkpoint:
         return path.read_text() if path.is_file() else None
 
     def sha256(self) -> str:
-        """Over config and weights, in the order of file names."""
+        """Over config and weights, in the order of file names, then over the adapters."""
         digest = hashlib.sha256()
         for path in (self.folder / "config.json", *self.files):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        for adapter in self.adapters:
+            digest.update(bytes.fromhex(adapter.sha256()))
         return digest.hexdigest()
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, one at a time, memory-mapped. Raises PocketdraftError for a damaged file."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name, from the files' headers. Raises PocketdraftError for a damaged file."""
+        found: dict[str, tuple[int, ...]] = {}
         for path in self.files:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118 (not a dict)
-                        yield name, file.get_tensor(name)
-            except (SafetensorError, OSError) as error:
-                raise PocketdraftError(f"{path} is damaged ({_one_line(error)}); download it again.") from error
+            with _opened(path) as file:
+                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return found
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor, one at a time, memory-mapped, adapters merged. Raises PocketdraftError for a damaged one."""
+        untied = bool(self.adapters) and untie(self.adapters, list(self.shapes()))
+        for path in self.files:
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    weight = file.get_tensor(name)
+                    yield name, merged(self.adapters, name, weight)
+                    if untied and plain_name(name) == EMBEDDING:
+                        yield HEAD, merged(self.adapters, HEAD, weight)
+
+    def adapted(self) -> Iterator[tuple[str, Tensor]]:
+        """As `tensors`, but only what an adapter changes."""
+        for name, weight in self.tensors() if self.adapters else ():
+            if any(adapter.touches(name) for adapter in self.adapters):
+                yield name, weight
 
     def load_into(self, module: nn.Module, tied: dict[str, str]) -> None:
         """Fills `module`, built on the meta device, with float32 weights.
@@ -164,6 +195,15 @@ class Checkpoint:
         text = self.text_config
         first_shared = text.num_hidden_layers - (text.num_kv_shared_layers or 0)
         return bool(match) and int(match.group(1)) >= first_shared  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise PocketdraftError(f"{path} is damaged ({_one_line(error)}); download it again.") from error
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
