@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,9 @@ from transformers import Gemma4AssistantConfig, Gemma4Config, Gemma4TextConfig, 
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import Tokens, sha256
 
+from .adapter import Adapter
 from .hf_compat import patch_transformers
-from .stored import Places, Stored, stored_in
+from .stored import Places, Stored, adapted, stored_in
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {
     "gemma4": Gemma4Config,
@@ -32,16 +33,20 @@ KV_WEIGHT = re.compile(r"^layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\.weig
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with `config.json` and one or several safetensors files. Holds no weights."""
+    """A folder with `config.json` and one or several safetensors files, and the adapters to merge into their weights.
+
+    Holds no weights.
+    """
 
     folder: Path
     config: PretrainedConfig
     files: tuple[Path, ...]
     tensors: Mapping[str, Stored]
+    adapters: tuple[Adapter, ...] = ()
 
     @staticmethod
-    def open(folder: Path) -> Checkpoint:
-        """Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
+    def open(folder: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
+        """`adapters` are merged in their order. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
         patch_transformers()
         config_file = folder / "config.json"
         if not config_file.is_file():
@@ -63,7 +68,15 @@ class Checkpoint:
         if not files:
             raise PocketdraftError(f"{folder} has no *.safetensors file; convert the checkpoint to safetensors first.")
         tensors = {name: stored for path in files for name, stored in stored_in(path).items()}
-        return Checkpoint(folder, config, files, tensors)
+        read = tuple(Adapter.open(adapter) for adapter in adapters)
+        for adapter in read:
+            adapter.check_against(folder, {name: stored.shape for name, stored in tensors.items()})
+        return Checkpoint(folder, config, files, adapted(tensors, read), read)
+
+    @property
+    def name(self) -> str:
+        """Of the folder, and of the adapters' folders."""
+        return " + ".join(path.resolve().name for path in (self.folder, *(a.folder for a in self.adapters)))
 
     @property
     def tokenizer_file(self) -> Path:
@@ -102,11 +115,24 @@ class Checkpoint:
         return {path: sha256(path) for path in (self.folder / "config.json", *self.files)}
 
     def sha256(self) -> str:
-        """Over config and weights."""
-        return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in self.digests.values())).hexdigest()
+        """Over config and weights, then over the adapters."""
+        digests = [*self.digests.values(), *(adapter.sha256() for adapter in self.adapters)]
+        return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
+
+    def digest_of(self, stored: Stored) -> str:
+        """Of all that the tensor is made from."""
+        digests = [self.digests[stored.file], *(adapter.sha256() for adapter in stored.adapters)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def changed(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value, float32, of each tensor that an adapter changes."""
+        for name, stored in self.tensors.items():
+            if stored.adapters:
+                yield name, stored.read()
 
     def load_into(self, module: nn.Module, tied: dict[str, str]) -> Places:
         """Finds the tensor of each parameter of `module`, built on the meta device, and loads the small ones.
+
 
         The weights of linear layers and embeddings stay on the meta device: the result says where they lie.
         Norms, scalars and orders become float32 (integers stay). `tied` maps a parameter that a checkpoint may

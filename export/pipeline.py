@@ -68,7 +68,7 @@ def build(plans: Sequence[Plan], progress: Progress = lambda *_: None) -> list[M
     input, before any long work.
     """
     plan = plans[0]
-    files = Checkpoint.open(plan.target), Checkpoint.open(plan.drafter)
+    files = Checkpoint.open(plan.target, plan.lora), Checkpoint.open(plan.drafter, plan.drafter_lora)
     check_pair(*files)
     head_of(plan, files[1])
     for one in plans:
@@ -126,12 +126,12 @@ def head_of(plan: Plan, drafter: Checkpoint) -> Head:
 
 def quantized_weights(plan: Plan, files: tuple[Checkpoint, Checkpoint], models: Models) -> dict[str, Quantized]:
     """Every weight with its rule, nothing done yet. Raises PocketdraftError for a rule that does not fit a weight."""
-    digests = files[0].digests | files[1].digests
+    sources = {stored: one.digest_of(stored) for one in files for stored in one.tensors.values()}
     weights = {}
     for name, module in all_weights(make_steps(plan, models, Plain())[0]).items():
         stored, rule = models.stored[module.weight], plan.recipes.rule_for(name)
         check_blocks(name, stored.matrix[1], rule)
-        weights[name] = Quantized(name, stored, digests[stored.file], rule, plan.cache)
+        weights[name] = Quantized(name, stored, sources[stored], rule, plan.cache)
     return weights
 
 
@@ -176,7 +176,7 @@ def _bundle(
             drafter=drafter_spec(models.target.geometry, head_of(plan, drafter), plan.position),
             tokens=target.tokens(),
             recipe={part: plan.recipes.of(part).model_dump() for part in ("target", "drafter", "embedder")},
-            source=_source(target, drafter),
+            source=source_of(target, drafter),
             versions={name: metadata.version(name) for name in (*VERSIONED, *backend.VERSIONED)},
             files={path.name: _entry(path) for path in sorted(folder.iterdir())},
         )
@@ -184,11 +184,11 @@ def _bundle(
     return manifest
 
 
-def _source(target: Checkpoint, drafter: Checkpoint) -> Source:
+def source_of(target: Checkpoint, drafter: Checkpoint) -> Source:
     return Source(
-        target=target.folder.resolve().name,
+        target=target.name,
         target_sha256=target.sha256(),
-        drafter=drafter.folder.resolve().name,
+        drafter=drafter.name,
         drafter_sha256=drafter.sha256(),
     )
 

@@ -47,7 +47,7 @@ class Plan:
 
     `head` "auto" takes the centroid head where the checkpoint has one and the device runs it. `position` is the
     convention that the drafter was trained with (see `runtime.manifest.DrafterSpec`); transformers and Google's use
-    "pending".
+    "pending". `lora` and `drafter_lora` are adapters' folders, merged in their order.
     """
 
     target: Path
@@ -61,6 +61,8 @@ class Plan:
     verify: tuple[int, ...] = (5, 2, 3, 9)
     head: Literal["auto", "dense", "centroid"] = "auto"
     position: Literal["pending", "last_cached"] = "pending"
+    lora: tuple[Path, ...] = ()
+    drafter_lora: tuple[Path, ...] = ()
     cache: Cache = field(default_factory=Cache.default)
 
     def __post_init__(self) -> None:

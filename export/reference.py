@@ -11,17 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import (
-    DynamicCache,
-    Gemma4AssistantForCausalLM,
-    Gemma4ForCausalLM,
-    Gemma4ForConditionalGeneration,
-)
+from transformers import DynamicCache
 
 from pocketdraft.runtime.manifest import Manifest
 
 from .checkpoint import Checkpoint
-from .hf_compat import patch_transformers
+from .hf_model import load_model, text_model
 
 
 class Sequence:
@@ -37,15 +32,10 @@ class TransformersEngine:
     """See `runtime.engine.Engine`. Reads nothing of `mask`: attention is causal over the slots fed so far."""
 
     def __init__(self, manifest: Manifest, target: Checkpoint, drafter: Checkpoint) -> None:
-        patch_transformers()
         self.manifest = manifest
-        fused = target.config.model_type == "gemma4"
-        loader = Gemma4ForConditionalGeneration if fused else Gemma4ForCausalLM
-        self.target = loader.from_pretrained(target.folder, dtype=torch.float32, attn_implementation="eager").eval()
-        self.text = self.target.model.language_model if fused else self.target.model
-        self.drafter = Gemma4AssistantForCausalLM.from_pretrained(
-            drafter.folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        self.target = load_model(target, torch.float32, "eager")
+        self.text = text_model(self.target)
+        self.drafter = load_model(drafter, torch.float32, "eager")
         if manifest.drafter.head == "dense":
             self.drafter.config.use_ordered_embeddings = False
         self._graphs = {graph.name: graph for graph in manifest.graphs}

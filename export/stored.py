@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pocketdraft.runtime.errors import PocketdraftError
+
+from .adapter import EMBEDDING, HEAD, Adapter, merged, plain_name, untie
 
 # The types of a weight, by the name that safetensors gives them.
 DTYPES = {
@@ -30,13 +32,14 @@ Places = dict[Tensor, "Stored"]
 
 @dataclass(frozen=True)
 class Stored:
-    """`shape` as the file has it. Equal ones are the same tensor."""
+    """`shape` as the file has it; `adapters` change it while it is read. Equal ones are the same tensor."""
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def is_float(self) -> bool:
@@ -50,14 +53,15 @@ class Stored:
 
     def read(self) -> Tensor:
         """The whole, float32 if it is a float of any kind."""
-        return self._rows(0, self.matrix[0]).reshape(self.shape)
+        return merged(self.adapters, self.name, self._rows(0, self.matrix[0]).reshape(self.shape))
 
     def chunks(self) -> Iterator[Tensor]:
         """float32 [rows, columns], some rows at a time: about 64 MB of float32, and a row at least."""
         rows, columns = self.matrix
         step = max(1, CHUNK_BYTES // (4 * columns))
         for start in range(0, rows, step):
-            yield self._rows(start, min(rows, start + step))
+            stop = min(rows, start + step)
+            yield merged(self.adapters, self.name, self._rows(start, stop), slice(start, stop))
 
     def _rows(self, start: int, stop: int) -> Tensor:
         """Raises PocketdraftError for NaN and infinity. Reads plainly: mapped pages would count as memory in use."""
@@ -99,6 +103,20 @@ def stored_in(path: Path) -> dict[str, Stored]:
         start = 8 + length + entry["data_offsets"][0]
         found[name] = Stored(path, name, entry["dtype"], tuple(entry["shape"]), start)
     return found
+
+
+def adapted(tensors: Mapping[str, Stored], adapters: tuple[Adapter, ...]) -> dict[str, Stored]:
+    """The tensors with what changes each. A head that was tied is one of its own if its embedding changes, or it."""
+    found = {}
+    for name, stored in tensors.items():
+        found[name] = _adapted(stored, adapters)
+        if plain_name(name) == EMBEDDING and untie(adapters, list(tensors)):
+            found[HEAD] = _adapted(replace(stored, name=HEAD), adapters)
+    return found
+
+
+def _adapted(stored: Stored, adapters: tuple[Adapter, ...]) -> Stored:
+    return replace(stored, adapters=tuple(adapter for adapter in adapters if adapter.touches(stored.name)))
 
 
 def load(places: Places, *models: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,8 @@ Position = Literal["pending", "last_cached"]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
 Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]
+Lora = Annotated[list[Path] | None, typer.Option(help="A PEFT LoRA folder to merge into the target; may be repeated.")]
+DrafterLora = Annotated[list[Path] | None, typer.Option(help="The same for the drafter.")]
 Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; default: the embedded set.")]
 
 
@@ -64,6 +67,8 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the new bundle, or NAME.litertlm for the phone's file alone.")],
     target: Annotated[Path | None, typer.Option(help="Target checkpoint; default: the embedded one.")] = None,
     drafter: Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")] = None,
+    lora: Lora = None,
+    drafter_lora: DrafterLora = None,
     backend: Annotated[
         Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")
     ] = "litert",
@@ -103,6 +108,8 @@ def export(
         verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),
         head=head,
         position=position,
+        lora=tuple(lora or ()),
+        drafter_lora=tuple(drafter_lora or ()),
     )
     plans = [wanted]
     if backend == "all":
@@ -130,6 +137,8 @@ def validate(
     bundle: Bundle,
     target: Annotated[Path | None, typer.Option(help="The target checkpoint, for the parity ladder.")] = None,
     drafter: Annotated[Path | None, typer.Option(help="The drafter checkpoint.")] = None,
+    lora: Lora = None,
+    drafter_lora: DrafterLora = None,
     prompts: Prompts = None,
     per_domain: Annotated[int, typer.Option(help="Prompts taken of each domain.")] = 2,
     max_tokens: Annotated[int, typer.Option(help="Tokens generated per prompt.")] = 64,
@@ -148,7 +157,7 @@ def validate(
         engine = open_engine(bundle, threads)
         texts = [prompt.text for prompt in read_prompts(prompts or _embedded_prompts(), per_domain)]
         advance("Reading checkpoints", 0, 1)
-        rungs = _rungs(engine.manifest, target, drafter)
+        rungs = _rungs(engine.manifest, target, drafter, lora or (), drafter_lora or ())
         found = check(bundle, engine, texts, max_tokens, rungs, lambda what: advance(what, 0, 1))
     print(json.dumps(found.to_json())) if as_json else report.print_validation(found, bundle)
     if not found.passed:
@@ -215,10 +224,7 @@ def bench(
     _at_least(0, drafts=drafts, threads=threads)
     with terminal.progress(quiet or as_json) as advance:
         chosen = read_prompts(prompts or _embedded_prompts(), per_domain)
-        found = [
-            bench_bundle(one, chosen, max_tokens, drafts, threads, lambda m: _rungs(m, None, None), advance)
-            for one in bundles
-        ]
+        found = [bench_bundle(one, chosen, max_tokens, drafts, threads, _rungs, advance) for one in bundles]
     if not as_json:
         report.print_bench(found[0].domains, found[0].litert_lm, drafts, threads)
         if len(found) > 1:
@@ -248,14 +254,20 @@ def _open(bundle: Path, threads: int) -> tuple[Engine, Tokenizer]:
     return engine, Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
 
 
-def _rungs(manifest: Manifest, target: Path | None, drafter: Path | None):  # type: ignore[no-untyped-def]
+def _rungs(  # type: ignore[no-untyped-def]
+    manifest: Manifest,
+    target: Path | None = None,
+    drafter: Path | None = None,
+    lora: Sequence[Path] = (),
+    drafter_lora: Sequence[Path] = (),
+):
     """The torch rungs of the ladder, or None where torch or the checkpoints are not at hand."""
     try:
         from pocketdraft.export import rungs
     except ModuleNotFoundError:
         return None
-    folders = rungs.find_checkpoints(manifest, target, drafter)
-    return rungs.rungs(manifest, *folders) if folders else None
+    folders = rungs.find_checkpoints(manifest, target, drafter, lora, drafter_lora)
+    return rungs.rungs(manifest, *folders, lora, drafter_lora) if folders else None
 
 
 def _embedded_prompts() -> Path:

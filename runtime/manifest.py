@@ -117,7 +117,7 @@ class FileEntry(_Frozen):
 
 
 class Source(_Frozen):
-    """The checkpoints behind the bundle: folder name and the sha256 over config and weights."""
+    """The checkpoints behind the bundle: names of the folder and its adapters, sha256 over config and weights."""
 
     target: str
     target_sha256: str
