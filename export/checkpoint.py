@@ -11,7 +11,15 @@ from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor, nn
-from transformers import Gemma4AssistantConfig, Gemma4Config, Gemma4TextConfig, PretrainedConfig
+from transformers import (
+    Gemma4AssistantConfig,
+    Gemma4Config,
+    Gemma4TextConfig,
+    Gemma4UnifiedAssistantConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedTextConfig,
+    PretrainedConfig,
+)
 
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import Tokens, sha256
@@ -24,6 +32,10 @@ CONFIGS: dict[str, type[PretrainedConfig]] = {
     "gemma4": Gemma4Config,
     "gemma4_text": Gemma4TextConfig,
     "gemma4_assistant": Gemma4AssistantConfig,
+    # 12B, which embeds images and sounds without towers of their own. Its text model's arithmetic is the others'.
+    "gemma4_unified": Gemma4UnifiedConfig,
+    "gemma4_unified_text": Gemma4UnifiedTextConfig,
+    "gemma4_unified_assistant": Gemma4UnifiedAssistantConfig,
 }
 # A fused Gemma4ForConditionalGeneration keeps its text model one level deeper, beside the other modalities.
 PREFIX = re.compile(r"^model\.(language_model\.)?")
@@ -84,7 +96,7 @@ class Checkpoint:
 
     def require(self, kind: str) -> None:
         """Refuses a target where a drafter is wanted, and the reverse."""
-        actual = "drafter" if isinstance(self.config, Gemma4AssistantConfig) else "target"
+        actual = "drafter" if self.config.model_type.endswith("_assistant") else "target"
         if actual != kind:
             raise PocketdraftError(
                 f"{self.folder} holds a {actual} ({self.config.model_type}), a {kind} was asked for; "
@@ -133,16 +145,17 @@ class Checkpoint:
     def load_into(self, module: nn.Module, tied: dict[str, str]) -> Places:
         """Finds the tensor of each parameter of `module`, built on the meta device, and loads the small ones.
 
-
         The weights of linear layers and embeddings stay on the meta device: the result says where they lie.
         Norms, scalars and orders become float32 (integers stay). `tied` maps a parameter that a checkpoint may
         leave out to the one that it shares. Raises PocketdraftError naming the first missing, extra, mis-shaped
         or non-finite weight.
         """
         wanted = {name.removeprefix("trunk."): p for name, p in module.named_parameters()}
+        stacked = stacked_weights(module)
         found: dict[str, Stored] = {}
         for full_name, stored in self.tensors.items():
             name = PREFIX.sub("", full_name)
+            name, shape = stacked.get(name, (name, None))
             if name not in wanted:
                 name = next((mine for mine, theirs in tied.items() if theirs == name), name)
             if name not in wanted:
@@ -152,7 +165,7 @@ class Checkpoint:
                     f"{self.folder} has a weight {full_name} that {self.config.model_type} does not know; "
                     "check that config.json belongs to these weights."
                 )
-            self._check(full_name, stored, wanted[name])
+            self._check(full_name, stored, shape or tuple(wanted[name].shape))
             found[name] = stored
         for mine, theirs in tied.items():
             if mine not in found and theirs in found:
@@ -165,11 +178,11 @@ class Checkpoint:
             )
         return _fill(module, wanted, found)
 
-    def _check(self, name: str, stored: Stored, wanted: Tensor) -> None:
-        if stored.shape != tuple(wanted.shape):
+    def _check(self, name: str, stored: Stored, shape: tuple[int, ...]) -> None:
+        if stored.shape != shape:
             raise PocketdraftError(
                 f"{self.folder}: weight {name} has shape {list(stored.shape)}, config.json asks for "
-                f"{list(wanted.shape)}; check that config.json belongs to these weights."
+                f"{list(shape)}; check that config.json belongs to these weights."
             )
 
     def _unused_kv(self, name: str) -> bool:
@@ -178,6 +191,17 @@ class Checkpoint:
         text = self.text_config
         first_shared = text.num_hidden_layers - (text.num_kv_shared_layers or 0)
         return bool(match) and int(match.group(1)) >= first_shared  # type: ignore[union-attr]
+
+
+def stacked_weights(module: nn.Module) -> dict[str, tuple[str, tuple[int, int, int]]]:
+    """By its name in a checkpoint: our table [E * rows, columns] of the same values, and the shape [E, rows, columns]
+    that the checkpoint gives it.
+    """
+    return {
+        f"{path}.{name}".removeprefix("trunk."): (f"{path}.{name}.weight".removeprefix("trunk."), shape)
+        for path, part in module.named_modules()
+        for name, shape in getattr(part, "checkpoint_shapes", {}).items()
+    }
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:

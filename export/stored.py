@@ -121,7 +121,10 @@ def _adapted(stored: Stored, adapters: tuple[Adapter, ...]) -> Stored:
 
 def load(places: Places, *models: nn.Module) -> None:
     """Reads, float32, the weights that the models have on the meta device."""
-    loaded = {parameter: nn.Parameter(stored.read(), requires_grad=False) for parameter, stored in places.items()}
+    loaded = {
+        parameter: nn.Parameter(stored.read().reshape(parameter.shape), requires_grad=False)
+        for parameter, stored in places.items()
+    }
     for model in models:
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Embedding) and module.weight.is_meta:

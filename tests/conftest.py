@@ -25,9 +25,11 @@ class Pair:
 
 @pytest.fixture(scope="session")
 def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
-    """Random weights in E2B's shape ("shared") or 12B's and 31B's ("dense"), saved as checkpoints."""
+    """Random weights in E2B's shape ("shared"), 12B's and 31B's ("dense") or a size's, saved as checkpoints."""
     import torch
+    from small_sizes import small_pair
 
+    from pocketdraft.export import sizes
     from pocketdraft.export.tiny import TARGET_DIR, configs
 
     torch.set_num_threads(1)
@@ -35,9 +37,12 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
 
     def make(shape: str) -> Pair:
         if shape not in made:
-            target = configs.target_config() if shape == "shared" else configs.dense_target_config()
-            target.sliding_window = 16
-            drafter = configs.drafter_config(target, centroids=shape == "shared", hidden=64)
+            if shape in sizes.names():
+                target, drafter = small_pair(shape)
+            else:
+                target = configs.target_config() if shape == "shared" else configs.dense_target_config()
+                target.sliding_window = 16
+                drafter = configs.drafter_config(target, centroids=shape == "shared", hidden=64)
             folder = tmp_path_factory.mktemp(shape)
             made[shape] = Pair(folder / "target", folder / "drafter")
             models = configs.random_pair(target, drafter, seed=0)

@@ -22,7 +22,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import DELEGATION_NAME, KV_READER, Part
 
 from ..checkpoint import Checkpoint
-from ..models.gemma4 import GELU, RMSNorm
+from ..models.layers import GELU, RMSNorm
 from ..plan import Plan, Progress, Recipes
 from ..quantized import Weights
 from ..step import Plain, Step, families, replace_modules, replace_weights, slots_of, width_axes

@@ -19,7 +19,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import PRESENT, Part
 
 from ..checkpoint import Checkpoint
-from ..models.gemma4 import RMSNorm
+from ..models.layers import RMSNorm
 from ..plan import Plan, Progress, Recipes
 from ..quantized import Weights
 from ..step import Plain, Positional, Step, families, replace_modules, replace_weights, slots_of, width_axes

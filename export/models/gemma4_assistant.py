@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
 from ..stored import Places
-from .gemma4 import Geometry, Trunk, linear
+from .gemma4 import Geometry, Trunk
+from .layers import linear
 
 
 class CentroidHead(nn.Module):
