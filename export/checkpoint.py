@@ -59,23 +59,7 @@ class Checkpoint:
     @staticmethod
     def open(folder: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
         """`adapters` are merged in their order. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
-        patch_transformers()
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise PocketdraftError(
-                f"{folder} is no checkpoint: it has no config.json; give the folder of a Hugging Face model."
-            )
-        try:
-            raw = json.loads(config_file.read_text())
-            kind = raw.get("model_type") if isinstance(raw, dict) else None
-        except ValueError as error:
-            raise PocketdraftError(f"{config_file} is not JSON ({error}); download the checkpoint again.") from error
-        if kind not in CONFIGS:
-            raise PocketdraftError(f"{config_file} has model_type {kind!r}; pocketdraft exports {', '.join(CONFIGS)}.")
-        try:
-            config = CONFIGS[kind].from_dict(raw)
-        except Exception as error:  # transformers raises several kinds for a wrong value
-            raise PocketdraftError(f"{config_file} is not a valid {kind} configuration: {_one_line(error)}.") from error
+        config = read_config(folder)
         files = tuple(sorted(folder.glob("*.safetensors")))
         if not files:
             raise PocketdraftError(f"{folder} has no *.safetensors file; convert the checkpoint to safetensors first.")
@@ -214,6 +198,27 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
         if hasattr(owner, leaf):
             return owner, leaf
     raise KeyError(name)
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """Of a target or a drafter. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
+    patch_transformers()
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise PocketdraftError(
+            f"{folder} is no checkpoint: it has no config.json; give the folder of a Hugging Face model."
+        )
+    try:
+        raw = json.loads(config_file.read_text())
+        kind = raw.get("model_type") if isinstance(raw, dict) else None
+    except ValueError as error:
+        raise PocketdraftError(f"{config_file} is not JSON ({error}); download the checkpoint again.") from error
+    if kind not in CONFIGS:
+        raise PocketdraftError(f"{config_file} has model_type {kind!r}; pocketdraft exports {', '.join(CONFIGS)}.")
+    try:
+        return CONFIGS[kind].from_dict(raw)
+    except Exception as error:  # transformers raises several kinds for a wrong value
+        raise PocketdraftError(f"{config_file} is not a valid {kind} configuration: {_one_line(error)}.") from error
 
 
 def _fill(module: nn.Module, wanted: dict[str, nn.Parameter], found: dict[str, Stored]) -> Places:

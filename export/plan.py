@@ -47,7 +47,7 @@ class Plan:
 
     `head` "auto" takes the centroid head where the checkpoint has one and the device runs it. `position` is the
     convention that the drafter was trained with (see `runtime.manifest.DrafterSpec`); transformers and Google's use
-    "pending". `lora` and `drafter_lora` are adapters' folders, merged in their order.
+    "pending". `lora` and `drafter_lora` are adapters' folders, merged in their order. `max_memory` is in bytes.
     """
 
     target: Path
@@ -64,6 +64,7 @@ class Plan:
     lora: tuple[Path, ...] = ()
     drafter_lora: tuple[Path, ...] = ()
     cache: Cache = field(default_factory=Cache.default)
+    max_memory: float | None = None
 
     def __post_init__(self) -> None:
         if self.out.suffix == ".litertlm" and self.backend != "litert":
