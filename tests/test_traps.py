@@ -125,7 +125,7 @@ def test_a_fused_unified_checkpoint_agrees_with_transformers_fused_model(make_pa
     fused.model.language_model.load_state_dict(text.model.state_dict())
     fused.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((pair.target / "tokenizer.json").read_bytes())
-    assert any(".vision_embedder." in name for name, _ in Checkpoint.open(tmp_path).tensors())
+    assert any(".vision_embedder." in name for name in Checkpoint.open(tmp_path).tensors)
     manifest, steps = steps_of(Pair(tmp_path, pair.drafter), "12b")
     reference = TransformersEngine(manifest, Checkpoint.open(tmp_path), Checkpoint.open(pair.drafter))
     assert isinstance(reference.target, Gemma4UnifiedForConditionalGeneration)
