@@ -15,7 +15,6 @@ import torch
 from transformers import PretrainedConfig
 
 from pocketdraft.quantize.recipe import Rule
-from pocketdraft.quantize.weights import check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
 
 from . import sizes
@@ -23,7 +22,7 @@ from .checkpoint import read_config
 from .kv_layout import KVLayout
 from .models.gemma4 import Geometry, Target
 from .models.gemma4_assistant import make_drafter
-from .pipeline import Models, backend_of, make_steps
+from .pipeline import Models, backend_of, check_rules, make_steps
 from .plan import Plan
 from .step import Plain, Step, all_weights
 from .stored import CHUNK_BYTES
@@ -106,6 +105,7 @@ def blank_models(target: PretrainedConfig, drafter: PretrainedConfig) -> Models:
 def estimate(plan: Plan, target: PretrainedConfig, drafter: PretrainedConfig) -> Estimate:
     """Raises PocketdraftError for what no export could do (a rule that does not fit a weight, an odd geometry)."""
     models = blank_models(target, drafter)
+    check_rules(plan, models)
     steps, _ = make_steps(plan, models, Plain())
     parts = _parts(plan, steps)
     widest = plan.widest if plan.device == "cpu" else None
@@ -170,8 +170,6 @@ def _parts(plan: Plan, steps: list[Step]) -> tuple[PartEstimate, ...]:
     for name in names:
         own = [step for step in steps if step.spec.part == name]
         weights = all_weights(own)
-        for weight, module in weights.items():
-            check_blocks(weight, module.weight.shape[1], plan.recipes.rule_for(weight))
         found.append(
             PartEstimate(
                 name=name,

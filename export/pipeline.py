@@ -71,10 +71,11 @@ def build(plans: Sequence[Plan], progress: Progress = lambda *_: None) -> list[M
     files = Checkpoint.open(plan.target, plan.lora), Checkpoint.open(plan.drafter, plan.drafter_lora)
     check_pair(*files)
     head_of(plan, files[1])
-    for one in plans:
-        check_out(one.out, single=one.out.suffix == ".litertlm")
     progress("Reading checkpoints", 0, 1)
     models = open_models(*files)
+    for one in plans:
+        check_out(one.out, single=one.out.suffix == ".litertlm")
+        check_rules(one, models)
     weights = quantized_weights(plan, files, models)
     errors = weight_errors(weights, progress)
     manifests = [_bundle(one, files, models, weights, errors, progress) for one in plans]
@@ -83,7 +84,7 @@ def build(plans: Sequence[Plan], progress: Progress = lambda *_: None) -> list[M
 
 
 def backend_of(plan: Plan) -> Any:
-    """The file of `backends/` with the backend's name: `OPERATORS` by device, `write`, `quantize_steps`.
+    """The file of `backends/` with the backend's name: `OPERATORS` by device, `write`, `quantize_steps`, `check_rule`.
 
     `STREAMS` says that `write` reads the weights it is given a piece at a time; else its steps hold them.
     """
@@ -125,14 +126,21 @@ def head_of(plan: Plan, drafter: Checkpoint) -> Head:
 
 
 def quantized_weights(plan: Plan, files: tuple[Checkpoint, Checkpoint], models: Models) -> dict[str, Quantized]:
-    """Every weight with its rule, nothing done yet. Raises PocketdraftError for a rule that does not fit a weight."""
+    """Every weight with its rule, nothing done yet."""
     sources = {stored: one.digest_of(stored) for one in files for stored in one.tensors.values()}
     weights = {}
     for name, module in all_weights(make_steps(plan, models, Plain())[0]).items():
         stored, rule = models.stored[module.weight], plan.recipes.rule_for(name)
-        check_blocks(name, stored.matrix[1], rule)
         weights[name] = Quantized(name, stored, sources[stored], rule, plan.cache)
     return weights
+
+
+def check_rules(plan: Plan, models: Models) -> None:
+    """Raises PocketdraftError for a rule that does not fit a weight, or that the backend has no kernel for."""
+    for name, module in all_weights(make_steps(plan, models, Plain())[0]).items():
+        rule = plan.recipes.rule_for(name)
+        check_blocks(name, module.weight.shape[1], rule)
+        backend_of(plan).check_rule(name, module, rule)
 
 
 def weight_errors(weights: Weights, progress: Progress) -> list[WeightError]:

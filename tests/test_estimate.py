@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pocketdraft.export.checkpoint import read_config
 from pocketdraft.export.estimate import check_memory, estimate
 from pocketdraft.export.plan import Plan, Recipes
-from pocketdraft.quantize.recipe import load
+from pocketdraft.quantize.recipe import Recipe, Rule, load
 from pocketdraft.runtime.cli import app
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import read
@@ -91,3 +91,20 @@ def test_a_whole_float_model_is_more_than_a_phone_takes():
 def test_a_size_and_a_folder_are_one_too_many(tmp_path):
     done = CliRunner().invoke(app, ["plan", "--size", "e2b", "--target", str(tmp_path)])
     assert "Both --size e2b and a folder were given" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("backend", "rule", "says"),
+    [
+        ("litert", {"dtype": "int8", "block": 32}, r"LiteRT has no kernel for target\..* as int8 in blocks of 32"),
+        ("executorch", {"dtype": "int4", "block": 32}, r"a scale a row, the recipe asks for blocks of 32 in embedder"),
+        ("onnx", {"dtype": "int4", "block": 64}, r"asks for blocks of 64 in .*, whose rows have 16 inputs"),
+    ],
+)
+def test_a_rule_without_a_kernel_is_refused_by_the_weights_name(make_pair, backend, rule, says):
+    pair, recipe = make_pair("shared"), Recipe(name="own", rule=(Rule(weights="*", **rule),))
+    if backend == "executorch":
+        recipe = Recipe(name="own", rule=(Rule(weights="embedder.*", **rule),))
+    plan = Plan(pair.target, pair.drafter, Path(), Recipes(recipe, recipe, recipe), backend, **WIDTHS)
+    with pytest.raises(PocketdraftError, match=says):
+        estimated(plan)

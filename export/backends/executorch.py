@@ -73,6 +73,15 @@ STREAMS = False
 OPERATORS = {"cpu": InPlace()}
 
 
+def check_rule(name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
+    """Raises PocketdraftError where ExecuTorch's kernels do not take a weight quantized so."""
+    if isinstance(module, nn.Embedding) and rule.block:
+        raise PocketdraftError(
+            f"ExecuTorch's embeddings have a scale a row, the recipe asks for blocks of {rule.block} in {name}; "
+            "put a rule for it with block = 0 before."
+        )
+
+
 def write(
     plan: Plan, steps: list[Step], weights: Weights, target: Checkpoint, folder: Path, progress: Progress
 ) -> dict[str, Part]:

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import round_trip
+from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import SLOTS_NAME, Part, sha256
 
 from .. import litertlm
@@ -125,6 +127,14 @@ def _unused(param: Tensor) -> Tensor:
 
 STREAMS = True
 OPERATORS = {"cpu": LiteRTOperators(), "gpu": GPUOperators()}
+
+
+def check_rule(name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
+    """Raises PocketdraftError where LiteRT's CPU kernels do not take a weight quantized so."""
+    if rule.dtype == "int8" and rule.block:
+        raise PocketdraftError(
+            f"LiteRT has no kernel for {name} as int8 in blocks of {rule.block}; use block = 0, or dtype = 'int4'."
+        )
 
 
 def write(

@@ -64,6 +64,15 @@ STREAMS = False
 OPERATORS = {"cpu": ScatteredRows()}
 
 
+def check_rule(name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
+    """Raises PocketdraftError where ONNX Runtime's kernels do not take a weight quantized so."""
+    if rule.dtype != "float32" and module.weight.shape[1] % 16:
+        raise PocketdraftError(
+            f"ONNX Runtime quantizes blocks of 16 inputs, {name} has rows of {module.weight.shape[1]}; "
+            "put a rule for it with dtype = 'float32' before."
+        )
+
+
 def write(
     plan: Plan, steps: list[Step], weights: Weights, target: Checkpoint, folder: Path, progress: Progress
 ) -> dict[str, Part]:
@@ -86,11 +95,6 @@ def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
         rule = recipes.rule_for(name)
         if rule.dtype == "float32":
             return module
-        if module.weight.shape[1] % 16:
-            raise PocketdraftError(
-                f"ONNX Runtime quantizes blocks of 16 inputs, {name} has rows of {module.weight.shape[1]}; "
-                "put a rule for it with dtype = 'float32' before."
-            )
         kind = NBitsLinear if isinstance(module, nn.Linear) else BlockQuantizedEmbedding
         return kind(module.weight, rule)
 
