@@ -6,6 +6,7 @@ The figures of memory and time come from a model of the streaming export, with c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,21 +135,28 @@ def estimate(plan: Plan, target: PretrainedConfig, drafter: PretrainedConfig) ->
 
 
 def check_memory(plan: Plan, found: Estimate) -> None:
-    """Raises PocketdraftError if the export is expected to need more than `plan.max_memory`."""
-    if plan.max_memory is not None and found.peak_bytes > plan.max_memory:
-        streams = backend_of(plan).STREAMS
-        less = "drop graphs with --prefill and --drafts" if streams else "give --backend litert, which streams weights"
+    """Raises PocketdraftError if the export is expected to need more than `plan.max_memory`, or than there is."""
+    allowed = physical_memory() if plan.max_memory is None else plan.max_memory
+    if found.peak_bytes > allowed:
+        said = "This machine has" if plan.max_memory is None else "--max-memory is"
+        less = "drop graphs with --prefill and --drafts"
+        if not backend_of(plan).STREAMS:
+            less = "give --backend litert, which streams weights"
         raise PocketdraftError(
-            f"--max-memory is {plan.max_memory / GB:.1f} GB, the {plan.backend} export needs about "
-            f"{found.peak_bytes / GB:.1f} GB; allow that much, or {less}."
+            f"{said} {allowed / GB:.1f} GB, the {plan.backend} export needs about {found.peak_bytes / GB:.1f} GB; "
+            f"allow that much, or {less}."
         )
+
+
+def physical_memory() -> int:
+    """Of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check_plans(plans: Sequence[Plan]) -> None:
     """As `check_memory`, for what is about to be exported."""
     for plan in plans:
-        if plan.max_memory is not None:
-            check_memory(plan, estimate(plan, read_config(plan.target), read_config(plan.drafter)))
+        check_memory(plan, estimate(plan, read_config(plan.target), read_config(plan.drafter)))
 
 
 def configs_of(

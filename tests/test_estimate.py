@@ -9,6 +9,7 @@ import pytest
 from conftest import WIDTHS
 from typer.testing import CliRunner
 
+from pocketdraft.export import estimate as estimating
 from pocketdraft.export.checkpoint import read_config
 from pocketdraft.export.estimate import check_memory, estimate
 from pocketdraft.export.plan import Plan, Recipes
@@ -70,6 +71,13 @@ def test_too_little_memory_is_refused_with_the_figure_needed(make_pair):
     ):
         check_memory(plan, estimated(plan))
     check_memory(plan_of(make_pair("shared"), max_memory=4e9), estimated(plan))
+
+
+def test_what_no_machine_has_is_refused_unasked(make_pair, monkeypatch):
+    plan = plan_of(make_pair("shared"), backend="onnx")
+    monkeypatch.setattr(estimating, "physical_memory", lambda: 10**8)
+    with pytest.raises(PocketdraftError, match=r"This machine has 0\.1 GB, the onnx export .* --backend litert"):
+        check_memory(plan, estimated(plan))
 
 
 def test_export_refuses_it_before_any_work(make_pair, tmp_path, capfd):
