@@ -26,6 +26,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +38,13 @@ from pocketdraft.export.sizes import configs
 from pocketdraft.export.sizes.random import cut, random_checkpoint
 from pocketdraft.quantize.recipe import load
 from pocketdraft.runtime import litert_lm, terminal
+from pocketdraft.runtime.cache import Cache as KVCache
+from pocketdraft.runtime.engine import open_engine
 from pocketdraft.runtime.manifest import read
+from pocketdraft.runtime.proposal import NOTHING
+from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.target import Target
+from pocketdraft.runtime.validate import verify_gap
 
 PROMPT = [2, 1000, 77, 31_337, 4, 150_000, 9, 2048]
 NAMED = re.compile(r"<(\d+)>")
@@ -45,7 +52,11 @@ NAMED = re.compile(r"<(\d+)>")
 
 @dataclass(frozen=True)
 class Ran:
-    """One loop on the bundle: `seconds` of decoding `tokens` one by one, `drafted_seconds` with drafts."""
+    """One loop on the bundle: `seconds` of decoding `tokens` one by one, `drafted_seconds` with drafts.
+
+    `margin` is that of the best over the second logit where the two part, `gap` the largest difference of a logit
+    between decoding and verifying the same tokens: parting where the margin is smaller is a near-tie.
+    """
 
     tokens: list[int]
     drafted_tokens: list[int]
@@ -53,6 +64,8 @@ class Ran:
     drafted_seconds: float
     open_seconds: float
     peak_gb: float
+    margin: float | None = None
+    gap: float | None = None
 
 
 def main() -> None:
@@ -121,10 +134,6 @@ def run_ours(bundle: Path, budget: int) -> Ran:
 
 
 def _ours(bundle: Path, budget: int) -> Ran:
-    from pocketdraft.runtime.engine import open_engine
-    from pocketdraft.runtime.session import open_session
-    from pocketdraft.runtime.target import Target
-
     terminal.silence_native_code()
     started = time.perf_counter()
     engine = open_engine(bundle, 2)
@@ -134,7 +143,16 @@ def _ours(bundle: Path, budget: int) -> Ran:
         outputs.append([token for emitted in session.generate(PROMPT, budget) for token in emitted.tokens])
         seconds.append(sum(session.stats.seconds.values()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    return Ran(outputs[0], outputs[1], seconds[0], seconds[1], opened, peak)
+    at = next((i for i, (a, b) in enumerate(zip(*outputs, strict=True)) if a != b), None)
+    margin = None if at is None else margin_after(target, [*PROMPT, *outputs[0][:at]])
+    return Ran(*outputs, *seconds, opened, peak, margin, verify_gap(target, PROMPT))
+
+
+def margin_after(target: Target, tokens: list[int]) -> float:
+    cache = KVCache(target.engine.new_cache(), target.context_length)
+    target.prefill(cache, tokens[:-1])
+    logits = np.sort(target.verify(cache, tokens[-1], NOTHING).logits[0])
+    return float(logits[-1] - logits[-2])
 
 
 def run_litert_lm(file: Path, budget: int) -> Ran:
@@ -188,6 +206,9 @@ def report(name: str, recipe: str, expected: Estimate, found: dict[str, float], 
     console.print(table)
     same = [ours.tokens == other for other in (ours.drafted_tokens, theirs.tokens, theirs.drafted_tokens)]
     console.print(f"tokens are those of plain decoding here: drafted {same[0]}, LiteRT-LM {same[1]}, drafted {same[2]}")
+    console.print(f"drafted tokens are the same in both: {ours.drafted_tokens == theirs.drafted_tokens}")
+    if ours.margin is not None:
+        console.print(f"they part where the margin is {ours.margin:.1e}; decode and verify differ by {ours.gap:.1e}")
     result = {
         "size": name,
         "recipe": recipe,
