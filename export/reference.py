@@ -67,7 +67,7 @@ class TransformersEngine:
         return self._draft(feed, cache) if role == "draft" else self._target(feed, cache)
 
     def read_kv(self, cache: Sequence) -> dict[str, npt.NDArray[np.float32]]:
-        """K/V of every owning layer, padded with zeros to the bundle's context length."""
+        """K/V of every owning layer, padded with zeros to the bundle's context length: no rings here."""
         assert cache.kv is not None
         found = {}
         for layer in self.manifest.kv:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -32,6 +33,25 @@ class WeightError:
     shape: tuple[int, ...]
     max_abs: float
     sqnr_db: float
+
+
+@dataclass
+class ErrorSums:
+    """Adds up what a rule does to a weight, some rows at a time."""
+
+    max_abs: float = 0.0
+    noise: float = 0.0
+    signal: float = 0.0
+
+    def add(self, weight: Weight, restored: Weight) -> None:
+        error = restored - weight
+        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+        self.noise += float(np.square(error, dtype=np.float64).sum())
+        self.signal += float(np.square(weight, dtype=np.float64).sum())
+
+    def of(self, name: str, rule: Rule, shape: tuple[int, ...]) -> WeightError:
+        sqnr = 10 * math.log10(self.signal / self.noise) if self.noise and self.signal else math.inf
+        return WeightError(name, rule.dtype, shape, self.max_abs, sqnr)
 
 
 def quantize(weight: Weight, rule: Rule, signed: bool = False) -> tuple[Levels, Scales]:
@@ -122,7 +142,7 @@ def _kept(scales: npt.NDArray[np.floating], rule: Rule) -> Scales:
 
 
 def restore(levels: npt.NDArray[np.integer | np.floating], scales: Scales) -> Weight:
-    """Levels [outputs, blocks, block] and scales [outputs, blocks] to the weight [outputs, inputs] they stand for."""
+    """What `quantize` kept of a weight: float32 [outputs, inputs]."""
     restored: Weight = (levels * scales[..., None]).reshape(len(levels), -1).astype(np.float32)
     return restored
 
@@ -132,11 +152,11 @@ def round_trip(weight: Weight, rule: Rule) -> Weight:
     return weight if rule.dtype == "float32" else restore(*quantize(weight, rule))
 
 
-def check_blocks(name: str, columns: int, rule: Rule) -> None:
-    """Raises PocketdraftError if the rule's blocks do not divide the weight's rows."""
-    if rule.block and columns % rule.block:
+def check_blocks(name: str, inputs: int, rule: Rule) -> None:
+    """Raises PocketdraftError if the rule's blocks do not divide rows of this many inputs."""
+    if rule.block and inputs % rule.block:
         raise PocketdraftError(
-            f"The recipe asks for blocks of {rule.block} in {name}, whose rows have {columns} inputs; "
+            f"The recipe asks for blocks of {rule.block} in {name}, whose rows have {inputs} inputs; "
             "put a rule for it with block = 0 before."
         )
 
@@ -144,8 +164,6 @@ def check_blocks(name: str, columns: int, rule: Rule) -> None:
 def error_of(name: str, weight: Weight, rule: Rule) -> WeightError:
     """Raises PocketdraftError if the rule's blocks do not divide the weight's rows."""
     check_blocks(name, weight.shape[1], rule)
-    noise = round_trip(weight, rule) - weight
-    signal = float(np.square(weight, dtype=np.float64).sum())
-    power = float(np.square(noise, dtype=np.float64).sum())
-    sqnr = 10 * float(np.log10(signal / power)) if power and signal else float("inf")
-    return WeightError(name, rule.dtype, weight.shape, float(np.abs(noise).max()), sqnr)
+    sums = ErrorSums()
+    sums.add(weight, round_trip(weight, rule))
+    return sums.of(name, rule, weight.shape)

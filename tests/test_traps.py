@@ -196,11 +196,10 @@ def test_trap_no_softcap_on_the_target(reference, make_pair, monkeypatch):
 
 
 def test_trap_sliding_window_read_forward(reference, make_pair, monkeypatch):
-    def forward_masks(mask, positions, window):
-        masks = original(mask, positions, window)
-        slots = torch.arange(mask.shape[-1])
-        ahead = slots[None] < positions[:, None] + window
-        masks["sliding"] = torch.where(mask & ahead[None, None], 0.0, gemma4.MASKED)
+    def forward_masks(mask, positions, window, held):
+        masks = original(mask, positions, window, held)
+        ahead = held[None] < positions[:, None] + window
+        masks["sliding"] = torch.where(gemma4.visible(mask, held) & ahead[None, None], 0.0, gemma4.MASKED)
         return masks
 
     original = gemma4.additive_masks
@@ -211,13 +210,13 @@ def test_trap_sliding_window_read_forward(reference, make_pair, monkeypatch):
 @pytest.mark.parametrize("off", [-1, 1])
 def test_trap_sliding_window_one_off(reference, make_pair, monkeypatch, off):
     original = gemma4.additive_masks
-    monkeypatch.setattr(gemma4, "additive_masks", lambda mask, at, window: original(mask, at, window + off))
+    monkeypatch.setattr(gemma4, "additive_masks", lambda mask, at, window, held: original(mask, at, window + off, held))
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
 
 
 def test_trap_bool_mask_added_instead_of_applied(reference, make_pair, monkeypatch):
-    def added(mask, positions, window):
-        return {"full": mask.float(), "sliding": mask.float()}
+    def added(mask, positions, window, held):
+        return {"full": mask.float(), "sliding": gemma4.visible(mask, held).float()}
 
     monkeypatch.setattr(gemma4, "additive_masks", added)
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")

@@ -19,6 +19,7 @@ from transformers import Gemma4TextConfig
 from pocketdraft.runtime.errors import PocketdraftError
 
 from ..checkpoint import Checkpoint
+from ..stored import Places
 
 Kind = Literal["full", "sliding"]
 
@@ -109,7 +110,12 @@ class Geometry:
 
 
 class KVAccess(Protocol):
-    """How a graph reaches K/V: K is [1, G, S, d], V is [1, G, d, S] (transposed, as LiteRT-LM keeps it)."""
+    """How a graph reaches K/V: K is [1, G, S, d], V is [1, G, d, S] (transposed, as LiteRT-LM keeps it).
+
+    `last`, int32 [1], is the last position that K/V holds once the call has written.
+    """
+
+    last: Tensor
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Stores new rows, [1, G, T, d] each, at the call's positions."""
@@ -159,17 +165,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-high, low], -1) * sin
 
 
-def additive_masks(mask: Tensor, positions: Tensor, window: int) -> dict[Kind, Tensor]:
-    """From what the runtime lets be seen (bool [1, 1, T, S]) to additive masks by attention kind.
+def held_positions(slots: int, context: int, last: Tensor) -> Tensor:
+    """Which position each slot of a sliding layer holds, int32 [slots]; negative where none.
 
-    A sliding layer sees slot s from position p if p - window < s; the runtime's mask bounds s from above.
+    With fewer slots than the context it is a ring that was written up to position `last`, int32 [1].
     """
-    slots = torch.arange(mask.shape[-1], dtype=torch.int32)
-    near = slots[None, :] > (positions[:, None] - window)
+    index = torch.arange(slots, dtype=torch.int32)
+    return index if slots == context else last - torch.remainder(last - index, slots)
+
+
+def visible(mask: Tensor, held: Tensor) -> Tensor:
+    """What the runtime lets be seen, bool [1, 1, T, context], by slot of a sliding layer: [1, 1, T, slots]."""
+    if len(held) == mask.shape[-1]:
+        return mask
+    seen = mask.index_select(-1, torch.maximum(held, torch.tensor(0, dtype=torch.int32)))
+    return seen & (held >= 0)[None, None, None]
+
+
+def additive_masks(mask: Tensor, positions: Tensor, window: int, held: Tensor) -> dict[Kind, Tensor]:
+    """From what the runtime lets be seen (bool [1, 1, T, context]) to additive masks by attention kind.
+
+    A sliding layer sees position s from p if p - window < s; the runtime's mask bounds s from above.
+    """
+    near = held[None, :] > (positions[:, None] - window)
     zero, masked = torch.tensor(0.0), torch.tensor(MASKED)
     return {
         "full": torch.where(mask, zero, masked),
-        "sliding": torch.where(mask & near[None, None], zero, masked),
+        "sliding": torch.where(visible(mask, held) & near[None, None], zero, masked),
     }
 
 
@@ -269,7 +291,9 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
         g = self.geometry
-        masks = additive_masks(mask, positions, g.window)
+        sliding = next((layer.reads for layer in g.layers if layer.kind == "sliding"), None)
+        slots = mask.shape[-1] if sliding is None else kv.read(sliding)[0].shape[2]
+        masks = additive_masks(mask, positions, g.window, held_positions(slots, mask.shape[-1], kv.last))
         sizes = {layer.kind: layer.head_dim for layer in g.layers}
         ropes = {kind: rotary(size, *g.rope[kind], positions) for kind, size in sizes.items()}
         if per_layer is not None:
@@ -295,8 +319,9 @@ class Target(nn.Module):
             self.embed_tokens_per_layer = nn.Embedding(geometry.vocab, len(geometry.layers) * geometry.per_layer)
 
 
-def load_target(checkpoint: Checkpoint) -> Target:
+def load_target(checkpoint: Checkpoint) -> tuple[Target, Places]:
+    """The target with its large weights on the meta device, and where they lie."""
     with torch.device("meta"):
         target = Target(Geometry.from_config(checkpoint.text_config))
-    checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
-    return target.eval()
+    stored = checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
+    return target.eval(), stored

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint
+from ..stored import Places
 from .gemma4 import Geometry, Trunk, linear
 
 
@@ -56,7 +57,8 @@ class Drafter(nn.Module):
             self.masked_embedding = CentroidHead(geometry.vocab, geometry.hidden, centroids, top)
 
 
-def load_drafter(checkpoint: Checkpoint, target: Geometry) -> Drafter:
+def load_drafter(checkpoint: Checkpoint, target: Geometry) -> tuple[Drafter, Places]:
+    """The drafter with its large weights on the meta device, and where they lie."""
     config = checkpoint.config
     count = config.num_centroids if config.use_ordered_embeddings else 0
     with torch.device("meta"):
@@ -65,5 +67,5 @@ def load_drafter(checkpoint: Checkpoint, target: Geometry) -> Drafter:
     tied = {"lm_head.weight": "embed_tokens.weight"}
     if count:
         tied["masked_embedding.rows.weight"] = "lm_head.weight"
-    checkpoint.load_into(drafter, tied)
-    return drafter.eval()
+    stored = checkpoint.load_into(drafter, tied)
+    return drafter.eval(), stored
