@@ -1,4 +1,4 @@
-"""What a rule does to a weight, computed in numpy: the error report, and the reference for quantized graphs."""
+"""What a rule does to a weight, computed in numpy: levels and scales, the error report, the reference for graphs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ import numpy.typing as npt
 
 from pocketdraft.runtime.errors import PocketdraftError
 
+from . import grid
 from .recipe import Rule
 
 Weight = npt.NDArray[np.float32]
+Levels = npt.NDArray[np.int8]
+Scales = npt.NDArray[np.float32]
+
+# Shares of the largest magnitude that the outermost level may stand for, tried in turn.
+CLIPPING = {4: np.linspace(1.0, 0.65, 8), 2: np.linspace(1.0, 0.3, 8)}
+CACHED = 1 << 17  # weights worked on at a time: what the passes of a search keep near
+SMALLEST_SCALE = 2.0**-24  # of a block: float16's smallest
 
 
 @dataclass(frozen=True)
@@ -46,24 +54,96 @@ class ErrorSums:
         return WeightError(name, rule.dtype, shape, self.max_abs, sqnr)
 
 
-def quantize(weight: Weight, rule: Rule) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def quantize(weight: Weight, rule: Rule, signed: bool = False) -> tuple[Levels, Scales]:
     """[outputs, inputs] to levels [outputs, blocks, block] and scales [outputs, blocks], symmetric, no zero point.
 
-    Without blocks a row is one block. A row's scale is float32, a block's is rounded to bfloat16, as runtimes keep it.
+    Without blocks a row is one block; rows are independent of each other. A row's scale is float32, a block's is
+    rounded to what runtimes keep. A block that already lies on a grid keeps its grid, level -8 of an int4 included;
+    others get the scale of least squared error, or of the largest magnitude if the rule says "absmax". `signed` lets
+    scales be negative (ONNX Runtime takes those, XNNPACK does not), which the grids of Q4_0 need: half of their
+    blocks go from -7 to 8.
     """
     rows, columns = weight.shape
-    grouped = weight.reshape(rows, -1, rule.block or columns)
-    top = 2 ** (rule.bits - 1) - 1
-    scale = np.maximum(np.abs(grouped).max(-1), np.float32(1e-30)) / np.float32(top)
-    if rule.block:
-        scale = scale.astype(ml_dtypes.bfloat16).astype(np.float32)
-    levels = np.clip(np.rint(grouped / scale[..., None]), -top, top)
-    return levels.astype(np.int8), scale
+    blocks = weight.reshape(rows, -1, rule.block or columns)
+    levels, scales = np.empty(blocks.shape, np.int8), np.empty(blocks.shape[:2], np.float32)
+    step = max(1, CACHED // columns)
+    for start in range(0, rows, step):
+        part = blocks[start : start + step]
+        flat = part.reshape(-1, part.shape[-1])
+        chosen = choose_scales(flat, rule, signed)
+        scales[start : start + step] = chosen.reshape(part.shape[:2])
+        levels[start : start + step] = nearest(flat, chosen, rule).reshape(part.shape)
+    return levels, scales
 
 
-def restore(levels: npt.NDArray[np.int8], scale: npt.NDArray[np.float32]) -> Weight:
+def nearest(blocks: Weight, scales: Scales, rule: Rule) -> npt.NDArray[np.float32]:
+    """The levels, as floats, that blocks [N, n] are nearest to at scales [N]."""
+    lowest, highest = rule.levels
+    levels = blocks / scales[:, None]
+    np.rint(levels, out=levels)
+    return np.clip(levels, lowest, highest, out=levels)
+
+
+def choose_scales(blocks: Weight, rule: Rule, signed: bool = False) -> Scales:
+    """Scales [N] of float32 blocks [N, n]. See `quantize`."""
+    low, high = blocks.min(-1), blocks.max(-1)
+    if signed:
+        # With the largest magnitude at the negative end, where there is a level more.
+        flip = np.where(high > -low, -1, 1).astype(np.float32)
+        flipped: Scales = flip * choose_scales(blocks * flip[:, None], rule)
+        return flipped
+    largest = np.maximum(-low, high)
+    own = grid.steps(blocks, largest, 1 << (rule.bits - 1))
+    scales = _kept(np.where(own > 0, own, 1), rule)
+    # A block on a grid with a level too many (+8, or an int8's -128) may be better off with another scale.
+    lowest, highest = rule.levels
+    inside = (high <= (highest + 0.5) * own) & (low >= (lowest - 0.5) * own)
+    rest = np.flatnonzero(~inside & (largest > 0))
+    if rest.size:
+        scales[rest] = _search(blocks[rest], largest[rest], rule, np.where(own[rest] > 0, scales[rest], 0))
+    return scales
+
+
+def _search(blocks: Weight, largest: Weight, rule: Rule, given: Scales) -> Scales:
+    """The scale of least squared error, by block. `given` is one to beat, 0 where there is none."""
+    clips = rule.scale == "mse" and rule.bits in CLIPPING
+    scales, error = given, np.where(given > 0, _error(blocks, np.where(given > 0, given, 1), rule), np.inf)
+    for share in CLIPPING[rule.bits] if clips else (1.0,):
+        scales, error = _better(blocks, rule, scales, error, _kept(largest * (share / rule.levels[1]), rule))
+    if clips:
+        levels = nearest(blocks, scales, rule)
+        fitted = np.einsum("ij,ij->i", blocks, levels) / np.maximum(np.einsum("ij,ij->i", levels, levels), 1)
+        scales, _ = _better(blocks, rule, scales, error, _kept(fitted, rule))
+    return scales
+
+
+def _better(
+    blocks: Weight, rule: Rule, scales: Scales, error: npt.NDArray[np.floating], other: Scales
+) -> tuple[Scales, npt.NDArray[np.floating]]:
+    theirs = _error(blocks, other, rule)
+    better = theirs < error
+    return np.where(better, other, scales), np.where(better, theirs, error)
+
+
+def _error(blocks: Weight, scales: Scales, rule: Rule) -> npt.NDArray[np.floating]:
+    """Squared error of each block."""
+    off = nearest(blocks, scales, rule)
+    off *= scales[:, None]
+    off -= blocks
+    return np.einsum("ij,ij->i", off, off)
+
+
+def _kept(scales: npt.NDArray[np.floating], rule: Rule) -> Scales:
+    """As runtimes keep them: float32 a row; a block's in bfloat16, which a LiteRT file holds as float16."""
+    if not rule.block:
+        return np.maximum(scales, 1e-30).astype(np.float32)
+    narrow = scales.astype(ml_dtypes.bfloat16).astype(np.float16)
+    return np.maximum(narrow.astype(np.float32), SMALLEST_SCALE)
+
+
+def restore(levels: npt.NDArray[np.integer | np.floating], scales: Scales) -> Weight:
     """What `quantize` kept of a weight: float32 [outputs, inputs]."""
-    restored: Weight = (levels * scale[..., None]).reshape(len(levels), -1).astype(np.float32)
+    restored: Weight = (levels * scales[..., None]).reshape(len(levels), -1).astype(np.float32)
     return restored
 
 

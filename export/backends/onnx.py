@@ -114,7 +114,7 @@ class _Quantized(nn.Module):
 
     def __init__(self, weight: Tensor, rule: Rule) -> None:
         super().__init__()
-        levels, scales = quantize(weight.detach().numpy(), rule)
+        levels, scales = quantize(weight.detach().numpy(), rule, signed=True)
         self.rows, self.columns = weight.shape
         self.bits = rule.bits
         self.block = 32 if self.columns % 32 == 0 else 16
