@@ -109,7 +109,7 @@ def _search(blocks: Weight, largest: Weight, rule: Rule, given: Scales) -> Scale
     clips = rule.scale == "mse" and rule.bits in CLIPPING
     scales, error = given, np.where(given > 0, _error(blocks, np.where(given > 0, given, 1), rule), np.inf)
     for share in CLIPPING[rule.bits] if clips else (1.0,):
-        scales, error = _better(blocks, rule, scales, error, _kept(largest * (share / rule.levels[1]), rule))
+        scales, error = _better(blocks, rule, scales, error, _kept(largest * share / rule.levels[1], rule))
     if clips:
         levels = nearest(blocks, scales, rule)
         fitted = np.einsum("ij,ij->i", blocks, levels) / np.maximum(np.einsum("ij,ij->i", levels, levels), 1)
@@ -130,15 +130,18 @@ def _error(blocks: Weight, scales: Scales, rule: Rule) -> npt.NDArray[np.floatin
     off = nearest(blocks, scales, rule)
     off *= scales[:, None]
     off -= blocks
-    return np.einsum("ij,ij->i", off, off)
+    squares: npt.NDArray[np.floating] = np.einsum("ij,ij->i", off, off)
+    return squares
 
 
 def _kept(scales: npt.NDArray[np.floating], rule: Rule) -> Scales:
     """As runtimes keep them: float32 a row; a block's in bfloat16, which a LiteRT file holds as float16."""
     if not rule.block:
-        return np.maximum(scales, 1e-30).astype(np.float32)
+        rows: Scales = np.maximum(scales, 1e-30).astype(np.float32)
+        return rows
     narrow = scales.astype(ml_dtypes.bfloat16).astype(np.float16)
-    return np.maximum(narrow.astype(np.float32), SMALLEST_SCALE)
+    kept: Scales = np.maximum(narrow.astype(np.float32), np.float32(SMALLEST_SCALE))
+    return kept
 
 
 def restore(levels: npt.NDArray[np.integer | np.floating], scales: Scales) -> Weight:

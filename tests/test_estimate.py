@@ -105,6 +105,9 @@ def test_a_size_and_a_folder_are_one_too_many(tmp_path):
     ("backend", "rule", "says"),
     [
         ("litert", {"dtype": "int8", "block": 32}, r"LiteRT has no kernel for target\..* as int8 in blocks of 32"),
+        ("litert", {"dtype": "int2", "block": 32}, r"LiteRT has no kernel for target\..* as int2 in blocks of 32"),
+        ("executorch", {"dtype": "int2"}, r"asks for int2 in embedder.table, the executorch backend has int8 and int4"),
+        ("onnx", {"dtype": "int2"}, r"asks for int2 in target\..*, the onnx backend has int8 and int4"),
         ("executorch", {"dtype": "int4", "block": 32}, r"a scale a row, the recipe asks for blocks of 32 in embedder"),
         ("onnx", {"dtype": "int4", "block": 64}, r"asks for blocks of 64 in .*, whose rows have 16 inputs"),
     ],

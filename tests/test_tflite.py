@@ -17,6 +17,7 @@ from pocketdraft.export.step import Step, spec
 from pocketdraft.export.stored import stored_in
 from pocketdraft.export.tflite import fill
 from pocketdraft.quantize.recipe import Rule
+from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.manifest import GraphSpec
 
 FLOAT = Rule(weights="*", dtype="float32")
@@ -96,8 +97,23 @@ def test_quantized_weights_are_those_of_ai_edge_quantizer(filled, tmp_path, dtyp
         )
     theirs.quantize().export_model(str(tmp_path / "theirs.tflite"), overwrite=True)
     expected = run(tmp_path / "theirs.tflite")
-    found = run(filled(Rule(weights="*", dtype=dtype), Rule(weights="*", dtype=dtype, block=block)))
+    ours = Rule(weights="*", dtype=dtype, scale="absmax")
+    found = run(filled(ours, ours.model_copy(update={"block": block})))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("dtype", "block", "linear_block"), [("int2", 0, 0), ("int2", 32, None), ("int4", 32, 32)])
+def test_what_the_runtime_computes_is_what_the_levels_say(filled, dtype, block, linear_block):
+    """Types and blocks that ai-edge-quantizer does not write; a linear layer's inputs are int8 at run time."""
+    table = Rule(weights="*", dtype=dtype, block=block)
+    linear = FLOAT if linear_block is None else Rule(weights="*", dtype=dtype, block=linear_block)
+    torch.manual_seed(0)
+    Toy()
+    weights = [torch.randn(40, 64), torch.randn(96, 64) / 8]
+    rows = torch.from_numpy(round_trip(weights[0].numpy(), table))[[7, 0, 39, 7]]
+    expected = litert.round_trip_rows(rows) if linear_block is not None else rows
+    expected = expected @ torch.from_numpy(round_trip(weights[1].numpy(), linear)).T
+    np.testing.assert_allclose(run(filled(table, linear)), expected.numpy(), atol=1e-5)
 
 
 def test_float_weights_are_those_of_torch(filled):

@@ -75,6 +75,10 @@ OPERATORS = {"cpu": InPlace()}
 
 def check_rule(name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
     """Raises PocketdraftError where ExecuTorch's kernels do not take a weight quantized so."""
+    if rule.dtype == "int2":
+        raise PocketdraftError(
+            f"The recipe asks for int2 in {name}, the executorch backend has int8 and int4; use dtype = 'int4'."
+        )
     if isinstance(module, nn.Embedding) and rule.block:
         raise PocketdraftError(
             f"ExecuTorch's embeddings have a scale a row, the recipe asks for blocks of {rule.block} in {name}; "

@@ -131,9 +131,11 @@ OPERATORS = {"cpu": LiteRTOperators(), "gpu": GPUOperators()}
 
 def check_rule(name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
     """Raises PocketdraftError where LiteRT's CPU kernels do not take a weight quantized so."""
-    if rule.dtype == "int8" and rule.block:
+    blocks = ("int4", "int2") if isinstance(module, nn.Embedding) else ("int4",)
+    if rule.block and rule.dtype not in ("float32", *blocks):
         raise PocketdraftError(
-            f"LiteRT has no kernel for {name} as int8 in blocks of {rule.block}; use block = 0, or dtype = 'int4'."
+            f"LiteRT has no kernel for {name} as {rule.dtype} in blocks of {rule.block}; "
+            "use block = 0, or dtype = 'int4'."
         )
 
 

@@ -66,6 +66,10 @@ OPERATORS = {"cpu": ScatteredRows()}
 
 def check_rule(name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
     """Raises PocketdraftError where ONNX Runtime's kernels do not take a weight quantized so."""
+    if rule.dtype == "int2":
+        raise PocketdraftError(
+            f"The recipe asks for int2 in {name}, the onnx backend has int8 and int4; use dtype = 'int4'."
+        )
     if rule.dtype != "float32" and module.weight.shape[1] % 16:
         raise PocketdraftError(
             f"ONNX Runtime quantizes blocks of 16 inputs, {name} has rows of {module.weight.shape[1]}; "
