@@ -1,4 +1,4 @@
-"""`pocketdraft export|validate|run|bench|inspect`. Bad input ends with one sentence and exit status 2."""
+"""`pocketdraft export|adapt|validate|run|bench|inspect`. Bad input ends with one sentence and exit status 2."""
 
 from __future__ import annotations
 
@@ -130,6 +130,30 @@ def export(
             print(
                 f"{one.out}: {len(manifest.graphs)} graphs, {manifest.size / 1e6:.1f} MB, exported in {seconds:.0f} s"
             )
+
+
+@app.command()
+def adapt(
+    prompts: Annotated[
+        Path, typer.Option(help="JSONL with a `text` a line: the prompts that the target is used with.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new drafter checkpoint.")],
+    target: Annotated[Path | None, typer.Option(help="The fine-tuned target; default: the embedded one.")] = None,
+    drafter: Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")] = None,
+    lora: Lora = None,
+    minutes: Annotated[float, typer.Option(help="Time for writing text and training.")] = 5.0,
+    steps: Annotated[int | None, typer.Option(help="Stop the training after so many steps.")] = None,
+    context: Annotated[int, typer.Option(help="Tokens of a prompt and what the target writes after it.")] = 512,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where torch runs.")] = "cpu",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Re-tune a drafter to its fine-tuned target, on text that the target writes from your prompts."""
+    from . import adaptation
+
+    _at_least(1, steps=1 if steps is None else steps, context=context)
+    found = adaptation.run(target, drafter, prompts, out, lora or (), minutes, steps, context, device, quiet or as_json)
+    print(json.dumps(found)) if as_json else adaptation.show(found)
 
 
 @app.command()
