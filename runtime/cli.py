@@ -1,4 +1,4 @@
-"""`pocketdraft export|plan|validate|run|bench|inspect|push`. Bad input ends with one sentence and exit status 2."""
+"""`pocketdraft export|plan|adapt|validate|run|bench|inspect|push`. Bad input: one sentence and exit status 2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from . import terminal
-from .cli_export import DrafterLora, Json, Lora, Quiet, export, plan
+from .cli_export import DrafterLora, Json, Lora, Quiet, adapt, at_least, export, plan
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
 from .manifest import Manifest, open_bundle
@@ -24,6 +24,7 @@ from .text import Tokenizer
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(export)
 app.command()(plan)
+app.command()(adapt)
 
 Bundle = Annotated[Path, typer.Argument(help="A bundle made by `pocketdraft export`.")]
 Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]
@@ -76,8 +77,8 @@ def validate(
     from . import report
     from .validate import validate as check
 
-    _at_least(1, per_domain=per_domain, max_tokens=max_tokens)
-    _at_least(0, threads=threads)
+    at_least(1, per_domain=per_domain, max_tokens=max_tokens)
+    at_least(0, threads=threads)
 
     with terminal.progress(quiet or as_json) as advance:
         engine = open_engine(bundle, threads)
@@ -104,8 +105,8 @@ def run(
     """Continue a prompt, streaming; then the same without drafts, to compare."""
     from . import report
 
-    _at_least(1, max_tokens=max_tokens)
-    _at_least(0, drafts=drafts, threads=threads)
+    at_least(1, max_tokens=max_tokens)
+    at_least(0, drafts=drafts, threads=threads)
 
     with terminal.progress(quiet or as_json) as advance:
         advance("Opening the bundle", 0, 1)
@@ -146,8 +147,8 @@ def bench(
     from . import report
     from .compare import bench_bundle
 
-    _at_least(1, per_domain=per_domain, max_tokens=max_tokens)
-    _at_least(0, drafts=drafts, threads=threads)
+    at_least(1, per_domain=per_domain, max_tokens=max_tokens)
+    at_least(0, drafts=drafts, threads=threads)
     with terminal.progress(quiet or as_json) as advance:
         chosen = read_prompts(prompts or _embedded_prompts(), per_domain)
         found = [bench_bundle(one, chosen, max_tokens, drafts, threads, _rungs, advance) for one in bundles]
@@ -221,9 +222,3 @@ def _embedded_prompts() -> Path:
     from pocketdraft.export.tiny import PROMPTS_FILE
 
     return PROMPTS_FILE
-
-
-def _at_least(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if value < least:
-            raise PocketdraftError(f"--{name.replace('_', '-')} is {value}; give at least {least}.")

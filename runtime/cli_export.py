@@ -1,4 +1,4 @@
-"""`pocketdraft export|plan`: the commands about making a bundle. `export` and torch are imported when they run."""
+"""`pocketdraft export|plan|adapt`: what comes before a bundle. `export` and torch are imported when they run."""
 
 from __future__ import annotations
 
@@ -148,6 +148,29 @@ def plan(
         raise typer.Exit(1)
 
 
+def adapt(
+    prompts: Annotated[
+        Path, typer.Option(help="JSONL with a `text` a line: the prompts that the target is used with.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new drafter checkpoint.")],
+    target: Annotated[Path | None, typer.Option(help="The fine-tuned target; default: the embedded one.")] = None,
+    drafter: Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")] = None,
+    lora: Lora = None,
+    minutes: Annotated[float, typer.Option(help="Time for writing text and training.")] = 5.0,
+    steps: Annotated[int | None, typer.Option(help="Stop the training after so many steps.")] = None,
+    context: Annotated[int, typer.Option(help="Tokens of a prompt and what the target writes after it.")] = 512,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where torch runs.")] = "cpu",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Re-tune a drafter to its fine-tuned target, on text that the target writes from your prompts."""
+    from . import adaptation
+
+    at_least(1, steps=1 if steps is None else steps, context=context)
+    found = adaptation.run(target, drafter, prompts, out, lora or (), minutes, steps, context, device, quiet or as_json)
+    print(json.dumps(found)) if as_json else adaptation.show(found)
+
+
 def _recipes(target: str, drafter: str | None, embedder: str | None):  # type: ignore[no-untyped-def]
     from pocketdraft.export.plan import Recipes
     from pocketdraft.quantize.recipe import load
@@ -167,3 +190,9 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     if len(numbers) < len(words) or len(set(numbers)) < len(words) or 0 in numbers:
         raise PocketdraftError(f"{option} is {text!r}; give distinct positive numbers with commas between: 4,1,2,8.")
     return numbers
+
+
+def at_least(least: int, **options: int) -> None:
+    for name, value in options.items():
+        if value < least:
+            raise PocketdraftError(f"--{name.replace('_', '-')} is {value}; give at least {least}.")
