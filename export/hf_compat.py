@@ -5,18 +5,18 @@ from __future__ import annotations
 from transformers import Gemma4TextConfig, Gemma4UnifiedTextConfig
 from transformers.models.gemma4 import modeling_gemma4
 
-_original_modes = Gemma4TextConfig.kv_sharing_modes
+_ORIGINAL_MODES = {config: config.kv_sharing_modes for config in (Gemma4TextConfig, Gemma4UnifiedTextConfig)}
 _original_slice = modeling_gemma4.Gemma4TextModel._maybe_slice_kv_shared_inputs
 
 
 def patch_transformers() -> None:
     """Lets two kinds of Gemma 4 be built. May be called any number of times.
 
-    5.23.0's `Gemma4TextConfig.kv_sharing_modes` raises where every layer is shared, which is what an
-    assistant is, and marks no layer as "store" where none is shared, so that dense targets (12B, 31B) hand
-    their drafter no K/V.
+    5.23.0's `kv_sharing_modes`, of `Gemma4TextConfig` and of 12B's `Gemma4UnifiedTextConfig`, raises where every
+    layer is shared, which is what an assistant is, and marks no layer as "store" where none is shared, so that
+    dense targets (12B, 31B) hand their drafter no K/V.
     """
-    for config in (Gemma4TextConfig, Gemma4UnifiedTextConfig):
+    for config in _ORIGINAL_MODES:
         config.kv_sharing_modes = property(_kv_sharing_modes)
 
 

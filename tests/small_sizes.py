@@ -24,7 +24,7 @@ def small_pair(size: str) -> Pair:
     if getattr(target, "hidden_size_per_layer_input", 0):
         changes |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY}
     if getattr(target, "enable_moe_block", False):
-        changes |= {"num_experts": 16, "top_k_experts": 4, "moe_intermediate_size": 24}
+        changes |= {"num_experts": 16, "top_k_experts": 4, "moe_intermediate_size": 32}
     own = {"backbone_hidden_size": 64, "num_centroids": CENTROIDS, "centroid_intermediate_top_k": CENTROIDS_READ}
     text = SHARED | {"hidden_size": 32, "intermediate_size": 64}
     return resized(target, changes), with_text(drafter, own, text)

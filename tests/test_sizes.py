@@ -83,7 +83,8 @@ def test_a_cut_to_a_depth_that_the_size_does_not_have(layers):
 
 
 @pytest.mark.parametrize("size", sizes.names())
-def test_a_random_checkpoint_loads_in_transformers_and_here(size, tmp_path):
+def test_a_random_checkpoint_loads_in_transformers_and_here(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(random, "CHUNK", 1024)
     places = random_checkpoint(small_pair(size), tmp_path, layers=4)
     files = [Checkpoint.open(place) for place in places]
     check_pair(*files)

@@ -283,10 +283,10 @@ def test_trap_router_forgets(reference, make_pair, monkeypatch, forgotten):
 
 
 def test_trap_gates_and_ups_of_an_expert_exchanged(reference, make_pair, monkeypatch):
-    def rows(table, first, count):
-        gates = table.embedding_dim == 64 and bool((first % (2 * count) == 0).all())
-        ups = table.embedding_dim == 64 and not gates
-        return original(table, first + count * gates - count * ups, count)
+    def rows(table, first, count, columns):
+        gates = columns == 64 and bool((first % (2 * count) == 0).all())
+        ups = columns == 64 and not gates
+        return original(table, first + count * gates - count * ups, count, columns)
 
     original = gemma4_moe._rows
     monkeypatch.setattr(gemma4_moe, "_rows", rows)

@@ -16,6 +16,9 @@ from transformers import Gemma4TextConfig
 
 from .layers import GELU, RMSNorm, linear
 
+# What a graph may hold of experts' weights at a time.
+LOOKUP_BYTES = 1 << 28
+
 
 @dataclass(frozen=True)
 class MixtureOfExperts:
@@ -53,8 +56,8 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """Rows of `gate_up_proj` are an expert's gates, then its ups, expert by expert; those of `down_proj` its outputs.
 
-    One token, and of it one matrix, is looked up at a time: gates, ups and outputs of all K experts of all T tokens
-    at once would be 190 MB of float32 a token in 26B-A4B, in every graph. A graph of symbolic width does that.
+    Looked up are, one after another, gates, ups and outputs of as many tokens as `LOOKUP_BYTES` allow, as float32: in
+    26B-A4B each of the three is 63 MB a token. A graph of symbolic width looks up all of its tokens' at once.
     """
 
     def __init__(self, hidden: int, moe: MixtureOfExperts) -> None:
@@ -72,28 +75,31 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x [T, D], weights [T, K], chosen int32 [T, K] -> [T, D]."""
-        if not isinstance(x.shape[0], int):
+        tokens = x.shape[0]
+        at_once = max(1, LOOKUP_BYTES // (4 * self.moe.top * self.moe.intermediate * self.hidden))
+        if not isinstance(tokens, int) or tokens <= at_once:
             return self._mix(x, weights, chosen)
-        outputs = [self._mix(x[:1], weights[:1], chosen[:1])]
-        for t in range(1, x.shape[0]):
-            one = slice(t, t + 1)
-            outputs.append(self._mix(x[one], weights[one], chosen[one] + _zero_after(outputs[-1])))
+        outputs: list[Tensor] = []
+        for start in range(0, tokens, at_once):
+            some = slice(start, start + at_once)
+            own = chosen[some] + _zero_after(outputs[-1]) if outputs else chosen[some]
+            outputs.append(self._mix(x[some], weights[some], own))
         return torch.cat(outputs)
 
     def _mix(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         i, d, top = self.moe.intermediate, self.hidden, self.moe.top
         inputs = x[:, None].expand(-1, top, -1).reshape(-1, d, 1)
         first = chosen * (2 * i)
-        gate = _rows(self.gate_up_proj, first, i) @ inputs
-        up = _rows(self.gate_up_proj, first + i + _zero_after(gate), i) @ inputs
-        down = _rows(self.down_proj, chosen * d + _zero_after(up), d) @ (self.activation(gate) * up)
+        gate = _rows(self.gate_up_proj, first, i, d) @ inputs
+        up = _rows(self.gate_up_proj, first + i + _zero_after(gate), i, d) @ inputs
+        down = _rows(self.down_proj, chosen * d + _zero_after(up), d, i) @ (self.activation(gate) * up)
         return (down.reshape(-1, top, d) * weights[..., None]).sum(1)
 
 
-def _rows(table: nn.Embedding, first: Tensor, count: int) -> Tensor:
+def _rows(table: nn.Module, first: Tensor, count: int, columns: int) -> Tensor:
     """`count` rows from each of `first` (int32, N in all) on: [N, count, columns]."""
     rows = first.reshape(-1, 1) + torch.arange(count, dtype=torch.int32)
-    return table(rows.reshape(-1)).reshape(-1, count, table.embedding_dim)  # type: ignore[no-any-return]
+    return table(rows.reshape(-1)).reshape(-1, count, columns)  # type: ignore[no-any-return]
 
 
 def _zero_after(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 
 from ..hf_compat import patch_transformers
 from ..tiny import TARGET_DIR
-from ..tiny.configs import FULL, SLIDING, weight_scale
+from ..tiny.configs import weight_scale
 from . import AssistantConfig, Pair, TextConfig, configs, resized, with_text
 
 SHARD_BYTES = 2_000_000_000
@@ -50,11 +50,11 @@ def random_checkpoint(of: str | Pair, folder: Path, layers: int | None = None, s
 
 
 def cut(pair: Pair, layers: int) -> Pair:
-    """The pair with targets of `layers` layers and drafters of at most as many, each of a kind that the whole has.
+    """The pair with a target of `layers` layers and a drafter of at most as many.
 
-    KV-shared layers stay the same part of the whole, rounded down. Kept are the last layers that own K/V and the
-    last that share it, so that both groups end in a full layer as the whole model's do, and at least one sliding
-    and one full layer own K/V. Of the drafter, the last layers are kept.
+    KV-shared layers stay the same part of the whole, rounded down, as long as two own K/V. Kept are the last layers
+    that own it and the last that share it: both groups end in a full layer, as the whole model's do. Of the drafter,
+    the last layers are kept.
     Raises PocketdraftError for a number that the target does not have, or below two.
     """
     target, drafter = pair
@@ -63,8 +63,6 @@ def cut(pair: Pair, layers: int) -> Pair:
         raise PocketdraftError(f"{layers} layers were asked for of a target with {depth}; give 2 to {depth}.")
     sharing = min(layers * shared // depth, layers - 2)
     owners = target.layer_types[: depth - shared][sharing - layers :]
-    if {SLIDING, FULL} - set(owners):
-        owners[0] = SLIDING
     kinds = owners + target.layer_types[depth - sharing :]
     own = drafter.text_config.layer_types[-layers:]
     return (
