@@ -56,21 +56,28 @@ class Cache:
     def open(self, key: str, make: Callable[[Path], None]) -> BinaryIO:
         """The file of this key, open to read; `make` writes it to the path that it is given, if it is not there.
 
-        Opened before others can see it, and so safe from a trim by another export at any moment.
+        Opened before others can see it, and so safe from a trim by another export at any moment. Raises
+        PocketdraftError where the cache cannot be written.
         """
         path = self.folder / key[:2] / key
         with contextlib.suppress(OSError):  # absent, or another user's, which cannot be touched
             os.utime(path)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return path.open("rb")
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{key}{PARTIAL}{os.getpid()}-{uuid.uuid4().hex[:8]}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             make(partial)
             file = partial.open("rb")
             partial.replace(path)
+        except OSError as error:
+            raise PocketdraftError(
+                f"Cannot write the cache {self.folder}: {error.strerror or error}; "
+                f"free space, or name another folder in {FOLDER_VARIABLE}."
+            ) from error
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
         return file
 
     def trim(self) -> None:

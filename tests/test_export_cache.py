@@ -66,9 +66,15 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     cache = Cache(tmp_path, 10**6)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(PocketdraftError, match=r"Cannot write the cache .*: No space left on device; free space, or"):
         cache.open(KEYS[0], fail)
     assert files(cache) == set()
+
+
+def test_a_cache_that_is_no_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PocketdraftError, match=r"Cannot write the cache .*file: Not a directory.*POCKETDRAFT_CACHE"):
+        Cache(tmp_path / "file", 10**6).open(KEYS[0], write(b""))
 
 
 def test_what_a_killed_export_left_half_written_is_cleared(tmp_path):
