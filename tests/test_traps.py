@@ -26,6 +26,7 @@ from pocketdraft.export import sizes
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.models import gemma4, gemma4_moe
+from pocketdraft.export.models.masks import MASKED, visible
 from pocketdraft.export.pipeline import load_models, make_steps
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.reference import TransformersEngine
@@ -222,7 +223,7 @@ def test_trap_sliding_window_read_forward(reference, make_pair, monkeypatch):
     def forward_masks(mask, positions, window, held):
         masks = original(mask, positions, window, held)
         ahead = held[None] < positions[:, None] + window
-        masks["sliding"] = torch.where(gemma4.visible(mask, held) & ahead[None, None], 0.0, gemma4.MASKED)
+        masks["sliding"] = torch.where(visible(mask, held) & ahead[None, None], 0.0, MASKED)
         return masks
 
     original = gemma4.additive_masks
@@ -239,7 +240,7 @@ def test_trap_sliding_window_one_off(reference, make_pair, monkeypatch, off):
 
 def test_trap_bool_mask_added_instead_of_applied(reference, make_pair, monkeypatch):
     def added(mask, positions, window, held):
-        return {"full": mask.float(), "sliding": gemma4.visible(mask, held).float()}
+        return {"full": mask.float(), "sliding": visible(mask, held).float()}
 
     monkeypatch.setattr(gemma4, "additive_masks", added)
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
