@@ -20,7 +20,7 @@ Lora = Annotated[list[Path] | None, typer.Option(help="A PEFT LoRA folder to mer
 DrafterLora = Annotated[list[Path] | None, typer.Option(help="The same for the drafter.")]
 Backends = Annotated[Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")]
 OnDevice = Annotated[Device, typer.Option(help="What LiteRT-LM will run the graphs on.")]
-RecipeName = Annotated[str, typer.Option(help="f32, w8, w4, mixed, or a .toml file.")]
+RecipeName = Annotated[str, typer.Option(help="f32, w8, w4, w4e2, mixed, or a .toml file.")]
 DrafterRecipe = Annotated[str | None, typer.Option(help="Another recipe for the drafter.")]
 EmbedderRecipe = Annotated[str | None, typer.Option(help="Another recipe for the embedders.")]
 Context = Annotated[int, typer.Option(help="Cache slots: prompt and output together.")]
