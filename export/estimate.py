@@ -37,7 +37,7 @@ FILE_LIMIT = 2**32
 
 # Two cores of an AMD EPYC, litert-torch 0.10.0: the runs of benchmarks/RESULTS.md, "Real sizes".
 BASE_BYTES = 0.95 * GB  # torch, transformers and the converter, idle
-BYTES_PER_LAYER_GRAPH = 1.5e6  # of a layer in one target graph while it is converted
+BYTES_PER_LAYER_GRAPH = 3.5e6  # of a layer in one target graph while it is converted
 SECONDS_PER_LAYER_GRAPH = 1.2
 SECONDS_PER_PARAMETER = 1 / 35e6  # read, rounded and written
 SECONDS_PER_BYTE = 1 / 400e6  # of the bundle: filled, packed, hashed
