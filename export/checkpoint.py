@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     Gemma4AssistantConfig,
@@ -23,9 +22,11 @@ from transformers import (
 )
 
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import Tokens
+from pocketdraft.runtime.manifest import Tokens, sha256
 
+from .adapter import Adapter
 from .hf_compat import patch_transformers
+from .stored import Places, Stored, adapted, stored_in
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {
     "gemma4": Gemma4Config,
@@ -44,36 +45,34 @@ KV_WEIGHT = re.compile(r"^layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\.weig
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with `config.json` and one or several safetensors files. Holds no weights."""
+    """A folder with `config.json` and one or several safetensors files, and the adapters to merge into their weights.
+
+    Holds no weights.
+    """
 
     folder: Path
     config: PretrainedConfig
     files: tuple[Path, ...]
+    tensors: Mapping[str, Stored]
+    adapters: tuple[Adapter, ...] = ()
 
     @staticmethod
-    def open(folder: Path) -> Checkpoint:
-        """Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
-        patch_transformers()
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise PocketdraftError(
-                f"{folder} is no checkpoint: it has no config.json; give the folder of a Hugging Face model."
-            )
-        try:
-            raw = json.loads(config_file.read_text())
-            kind = raw.get("model_type") if isinstance(raw, dict) else None
-        except ValueError as error:
-            raise PocketdraftError(f"{config_file} is not JSON ({error}); download the checkpoint again.") from error
-        if kind not in CONFIGS:
-            raise PocketdraftError(f"{config_file} has model_type {kind!r}; pocketdraft exports {', '.join(CONFIGS)}.")
-        try:
-            config = CONFIGS[kind].from_dict(raw)
-        except Exception as error:  # transformers raises several kinds for a wrong value
-            raise PocketdraftError(f"{config_file} is not a valid {kind} configuration: {_one_line(error)}.") from error
+    def open(folder: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
+        """`adapters` are merged in their order. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
+        config = read_config(folder)
         files = tuple(sorted(folder.glob("*.safetensors")))
         if not files:
             raise PocketdraftError(f"{folder} has no *.safetensors file; convert the checkpoint to safetensors first.")
-        return Checkpoint(folder, config, files)
+        tensors = {name: stored for path in files for name, stored in stored_in(path).items()}
+        read = tuple(Adapter.open(adapter) for adapter in adapters)
+        for adapter in read:
+            adapter.check_against(folder, {name: stored.shape for name, stored in tensors.items()})
+        return Checkpoint(folder, config, files, adapted(tensors, read), read)
+
+    @property
+    def name(self) -> str:
+        """Of the folder, and of the adapters' folders."""
+        return " + ".join(path.resolve().name for path in (self.folder, *(a.folder for a in self.adapters)))
 
     @property
     def tokenizer_file(self) -> Path:
@@ -106,34 +105,39 @@ class Checkpoint:
         path = self.folder / "chat_template.jinja"
         return path.read_text() if path.is_file() else None
 
+    @cached_property
+    def digests(self) -> dict[Path, str]:
+        """sha256 of config and weights by file, in the order of names."""
+        return {path: sha256(path) for path in (self.folder / "config.json", *self.files)}
+
     def sha256(self) -> str:
-        """Over config and weights, in the order of file names."""
-        digest = hashlib.sha256()
-        for path in (self.folder / "config.json", *self.files):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        """Over config and weights, then over the adapters."""
+        digests = [*self.digests.values(), *(adapter.sha256() for adapter in self.adapters)]
+        return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, one at a time, memory-mapped. Raises PocketdraftError for a damaged file."""
-        for path in self.files:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118 (not a dict)
-                        yield name, file.get_tensor(name)
-            except (SafetensorError, OSError) as error:
-                raise PocketdraftError(f"{path} is damaged ({_one_line(error)}); download it again.") from error
+    def digest_of(self, stored: Stored) -> str:
+        """Of all that the tensor is made from."""
+        digests = [self.digests[stored.file], *(adapter.sha256() for adapter in stored.adapters)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    def load_into(self, module: nn.Module, tied: dict[str, str]) -> None:
-        """Fills `module`, built on the meta device, with float32 weights.
+    def changed(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value, float32, of each tensor that an adapter changes."""
+        for name, stored in self.tensors.items():
+            if stored.adapters:
+                yield name, stored.read()
 
-        `tied` maps a parameter that a checkpoint may leave out to the one that it shares.
-        Raises PocketdraftError naming the first missing, extra, mis-shaped or non-finite weight.
+    def load_into(self, module: nn.Module, tied: dict[str, str]) -> Places:
+        """Finds the tensor of each parameter of `module`, built on the meta device, and loads the small ones.
+
+        The weights of linear layers and embeddings stay on the meta device: the result says where they lie.
+        Norms, scalars and orders become float32 (integers stay). `tied` maps a parameter that a checkpoint may
+        leave out to the one that it shares. Raises PocketdraftError naming the first missing, extra, mis-shaped
+        or non-finite weight.
         """
         wanted = {name.removeprefix("trunk."): p for name, p in module.named_parameters()}
         stacked = stacked_weights(module)
-        found: set[str] = set()
-        for full_name, tensor in self.tensors():
+        found: dict[str, Stored] = {}
+        for full_name, stored in self.tensors.items():
             name = PREFIX.sub("", full_name)
             name, shape = stacked.get(name, (name, None))
             if name not in wanted:
@@ -145,32 +149,24 @@ class Checkpoint:
                     f"{self.folder} has a weight {full_name} that {self.config.model_type} does not know; "
                     "check that config.json belongs to these weights."
                 )
-            self._check(full_name, tensor, shape or tuple(wanted[name].shape))
-            tensor = tensor.reshape(wanted[name].shape)
-            if tensor.is_floating_point():
-                tensor = tensor.to(torch.float32)
-            _assign(module, name, tensor)
-            found.add(name)
+            self._check(full_name, stored, shape or tuple(wanted[name].shape))
+            found[name] = stored
         for mine, theirs in tied.items():
             if mine not in found and theirs in found:
-                _assign(module, mine, _get(module, theirs))
-                found.add(mine)
-        missing = sorted(set(wanted) - found)
+                found[mine] = found[theirs]
+        missing = sorted(set(wanted) - set(found))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise PocketdraftError(
                 f"{self.folder} lacks the weight {missing[0]}{more}; the checkpoint is incomplete, download it again."
             )
+        return _fill(module, wanted, found)
 
-    def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        if tensor.shape != shape:
+    def _check(self, name: str, stored: Stored, shape: tuple[int, ...]) -> None:
+        if stored.shape != shape:
             raise PocketdraftError(
-                f"{self.folder}: weight {name} has shape {list(tensor.shape)}, config.json asks for "
+                f"{self.folder}: weight {name} has shape {list(stored.shape)}, config.json asks for "
                 f"{list(shape)}; check that config.json belongs to these weights."
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise PocketdraftError(
-                f"{self.folder}: weight {name} holds NaN or infinity; the training run or the download went wrong."
             )
 
     def _unused_kv(self, name: str) -> bool:
@@ -204,14 +200,37 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     raise KeyError(name)
 
 
-def _get(module: nn.Module, name: str) -> Tensor:
-    owner, leaf = _owner(module, name)
-    return getattr(owner, leaf)  # type: ignore[no-any-return]
+def read_config(folder: Path) -> PretrainedConfig:
+    """Of a target or a drafter. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
+    patch_transformers()
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise PocketdraftError(
+            f"{folder} is no checkpoint: it has no config.json; give the folder of a Hugging Face model."
+        )
+    try:
+        raw = json.loads(config_file.read_text())
+        kind = raw.get("model_type") if isinstance(raw, dict) else None
+    except ValueError as error:
+        raise PocketdraftError(f"{config_file} is not JSON ({error}); download the checkpoint again.") from error
+    if kind not in CONFIGS:
+        raise PocketdraftError(f"{config_file} has model_type {kind!r}; pocketdraft exports {', '.join(CONFIGS)}.")
+    try:
+        return CONFIGS[kind].from_dict(raw)
+    except Exception as error:  # transformers raises several kinds for a wrong value
+        raise PocketdraftError(f"{config_file} is not a valid {kind} configuration: {_one_line(error)}.") from error
 
 
-def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    owner, leaf = _owner(module, name)
-    setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+def _fill(module: nn.Module, wanted: dict[str, nn.Parameter], found: dict[str, Stored]) -> Places:
+    """Parameters that share a tensor become one."""
+    shared: dict[Stored, nn.Parameter] = {}
+    for name, stored in found.items():
+        owner, leaf = _owner(module, name)
+        large = isinstance(owner, nn.Linear | nn.Embedding)
+        if stored not in shared:
+            shared[stored] = wanted[name] if large else nn.Parameter(stored.read(), requires_grad=False)
+        setattr(owner, leaf, shared[stored])
+    return {parameter: stored for stored, parameter in shared.items() if parameter.is_meta}
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ from transformers import Gemma4TextConfig, Gemma4UnifiedTextConfig
 from transformers.models.gemma4 import modeling_gemma4
 
 _ORIGINAL_MODES = {config: config.kv_sharing_modes for config in (Gemma4TextConfig, Gemma4UnifiedTextConfig)}
+_original_slice = modeling_gemma4.Gemma4TextModel._maybe_slice_kv_shared_inputs
 
 
 def patch_transformers() -> None:
@@ -20,13 +21,12 @@ def patch_transformers() -> None:
 
 
 def patch_for_training() -> None:
-    """Lets an assistant run many queries at once, as training does: 5.23.0 slices its absent per-layer inputs."""
-    original = modeling_gemma4.Gemma4TextModel._maybe_slice_kv_shared_inputs
+    """Lets an assistant run many queries at once: 5.23.0 slices its absent per-layer inputs. As often as one likes."""
 
     def keep_all(self, hidden, per_layer, rope, masks, *rest, **named):  # type: ignore[no-untyped-def]
         if per_layer is None:
             return hidden, per_layer, rope, masks
-        return original(self, hidden, per_layer, rope, masks, *rest, **named)
+        return _original_slice(self, hidden, per_layer, rope, masks, *rest, **named)
 
     modeling_gemma4.Gemma4TextModel._maybe_slice_kv_shared_inputs = keep_all
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
 from pocketdraft.runtime.manifest import Manifest
 
 from .checkpoint import Checkpoint
-from .hf_compat import patch_transformers
+from .hf_model import load_model, text_model
 
 
 class Sequence:
@@ -32,16 +32,10 @@ class TransformersEngine:
     """See `runtime.engine.Engine`. Reads nothing of `mask`: attention is causal over the slots fed so far."""
 
     def __init__(self, manifest: Manifest, target: Checkpoint, drafter: Checkpoint) -> None:
-        patch_transformers()
         self.manifest = manifest
-        self.target, self.drafter = (
-            AutoModelForCausalLM.from_pretrained(
-                checkpoint.folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
-            ).eval()
-            for checkpoint in (target, drafter)
-        )
-        # A fused checkpoint keeps its text model beside other modalities.
-        self.text = getattr(self.target.model, "language_model", self.target.model)
+        self.target = load_model(target, torch.float32, "eager")
+        self.text = text_model(self.target)
+        self.drafter = load_model(drafter, torch.float32, "eager")
         if manifest.drafter.head == "dense":
             self.drafter.config.use_ordered_embeddings = False
         self._graphs = {graph.name: graph for graph in manifest.graphs}
@@ -63,7 +57,7 @@ class TransformersEngine:
         return self._draft(feed, cache) if role == "draft" else self._target(feed, cache)
 
     def read_kv(self, cache: Sequence) -> dict[str, npt.NDArray[np.float32]]:
-        """K/V of every owning layer, padded with zeros to the bundle's context length."""
+        """K/V of every owning layer, padded with zeros to the bundle's context length: no rings here."""
         assert cache.kv is not None
         found = {}
         for layer in self.manifest.kv:

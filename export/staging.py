@@ -6,23 +6,36 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import MANIFEST_NAME
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a folder is called, and the file that shows that it is one of ours."""
+
+    name: str
+    mark: str
+
+
+BUNDLE = Kind("bundle", MANIFEST_NAME)
+ADAPTED = Kind("drafter made by `pocketdraft adapt`", "adapt.json")
+
+
 @contextlib.contextmanager
-def staged(out: Path, only: str | None = None) -> Iterator[Path]:
+def staged(out: Path, only: str | None = None, kind: Kind = BUNDLE) -> Iterator[Path]:
     """Gives a hidden folder beside `out` to fill; renames it to `out` on success, removes it on failure.
 
     With `only`, that file of the folder becomes `out`, and the rest is dropped.
 
-    An older bundle (or file, with `only`) at `out` is replaced; anything else there is refused. A killed run
-    leaves hidden folders at most, which the next export to the same place clears away. Raises
+    An older folder of the kind (or file, with `only`) at `out` is replaced; anything else there is refused. A
+    killed run leaves hidden folders at most, which the next one to the same place clears away. Raises
     PocketdraftError, also for a full disk.
     """
-    check_out(out, single=only is not None)
+    check_out(out, only is not None, kind)
     work = _work_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -61,16 +74,16 @@ def require_space(folder: Path, size: int) -> None:
         )
 
 
-def check_out(out: Path, single: bool) -> None:
-    """Refuses a place that cannot hold a bundle (`single`: a file), or holds what is not ours to replace."""
+def check_out(out: Path, single: bool, kind: Kind = BUNDLE) -> None:
+    """Refuses a place that cannot hold a folder (`single`: a file), or holds what is not ours to replace."""
     if not out.exists():
         parent = next(folder for folder in out.absolute().parents if folder.exists())
         if not parent.is_dir():
             raise PocketdraftError(f"Cannot write {out}: {parent} is no folder; give another --out.")
         return
-    ours = out.is_file() if single else (out / MANIFEST_NAME).is_file() or (out.is_dir() and not any(out.iterdir()))
+    ours = out.is_file() if single else (out / kind.mark).is_file() or (out.is_dir() and not any(out.iterdir()))
     if not ours:
-        raise PocketdraftError(f"{out} exists and is no bundle; give another --out or remove it.")
+        raise PocketdraftError(f"{out} exists and is no {kind.name}; give another --out or remove it.")
 
 
 def _swap(work: Path, out: Path) -> None:
@@ -95,14 +108,15 @@ def clear_abandoned(out: Path) -> None:
     """Removes what killed runs left, and puts back an old bundle that one of them had moved aside."""
     for path in out.parent.glob(f".{out.name}.*-*"):
         kind, _, pid = path.name.removeprefix(f".{out.name}.").rpartition("-")
-        if kind in ("partial", "replaced") and pid.isdigit() and not _alive(int(pid)):
+        if kind in ("partial", "replaced") and pid.isdigit() and not alive(int(pid)):
             if kind == "replaced" and not out.exists():
                 path.rename(out)
             else:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this number runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

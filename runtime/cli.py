@@ -1,32 +1,32 @@
-"""`pocketdraft export|validate|run|bench|inspect`. Bad input ends with one sentence and exit status 2."""
+"""`pocketdraft export|plan|adapt|validate|run|bench|inspect|push`. Bad input: one sentence and exit status 2."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
-from dataclasses import replace
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import typer
 
 from . import terminal
+from .cli_export import DrafterLora, Json, Lora, Quiet, adapt, at_least, export, plan
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
-from .manifest import Backend, Device, Manifest, open_bundle
+from .manifest import Manifest, open_bundle
 from .prompts import read_prompts
 from .session import open_session
 from .target import Target
 from .text import Tokenizer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(export)
+app.command()(plan)
+app.command()(adapt)
 
 Bundle = Annotated[Path, typer.Argument(help="A bundle made by `pocketdraft export`.")]
-Position = Literal["pending", "last_cached"]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
 Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]
 Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; default: the embedded set.")]
 
@@ -60,76 +60,12 @@ def about(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-def export(
-    out: Annotated[Path, typer.Option(help="Folder of the new bundle, or NAME.litertlm for the phone's file alone.")],
-    target: Annotated[Path | None, typer.Option(help="Target checkpoint; default: the embedded one.")] = None,
-    drafter: Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")] = None,
-    backend: Annotated[
-        Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")
-    ] = "litert",
-    device: Annotated[Device, typer.Option(help="What LiteRT-LM will run the graphs on.")] = "cpu",
-    recipe: Annotated[str, typer.Option(help="f32, w8, w4, mixed, or a .toml file.")] = "mixed",
-    drafter_recipe: Annotated[str | None, typer.Option(help="Another recipe for the drafter.")] = None,
-    embedder_recipe: Annotated[str | None, typer.Option(help="Another recipe for the embedders.")] = None,
-    context: Annotated[int, typer.Option(help="Cache slots: prompt and output together.")] = 512,
-    prefill: Annotated[str, typer.Option(help="Widths of the prefill graphs.")] = "16,128",
-    drafts: Annotated[str, typer.Option(help="Draft lengths to verify; the first is LiteRT-LM's.")] = "4,1,2,8",
-    head: Annotated[Literal["auto", "dense", "centroid"], typer.Option(help="The drafter's head.")] = "auto",
-    position: Annotated[Position, typer.Option(help="The position that the drafter was trained at.")] = "pending",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Export a checkpoint pair to a phone bundle."""
-    started = time.perf_counter()
-    from pocketdraft.export import plan, staging
-    from pocketdraft.export.isolated import build_isolated
-    from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
-    from pocketdraft.quantize import recipe as recipes
-
-    plan.check_device(device, backend)
-    wanted = plan.Plan(
-        target=target or TARGET_DIR,
-        drafter=drafter or DRAFTER_DIR,
-        out=out,
-        recipes=plan.Recipes(
-            target=recipes.load(recipe),
-            drafter=recipes.load(drafter_recipe or recipe),
-            embedder=recipes.load(embedder_recipe or recipe),
-        ),
-        backend="litert" if backend == "all" else backend,
-        device=device,
-        context=context,
-        prefill=_numbers("--prefill", prefill),
-        verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),
-        head=head,
-        position=position,
-    )
-    plans = [wanted]
-    if backend == "all":
-        plans = [replace(wanted, backend=one, out=out / one) for one in get_args(Backend)]
-    for one in plans:
-        staging.check_out(one.out, single=one.out.suffix == ".litertlm")
-    with terminal.progress(quiet or as_json) as advance:
-        try:
-            manifests = build_isolated(plans, advance)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-    seconds = round(time.perf_counter() - started, 1)
-    for one, manifest in zip(plans, manifests, strict=True):
-        result = {"out": str(one.out), "bytes": manifest.size, "seconds": seconds, "graphs": len(manifest.graphs)}
-        if as_json:
-            print(json.dumps(result))
-        else:
-            print(
-                f"{one.out}: {len(manifest.graphs)} graphs, {manifest.size / 1e6:.1f} MB, exported in {seconds:.0f} s"
-            )
-
-
-@app.command()
 def validate(
     bundle: Bundle,
     target: Annotated[Path | None, typer.Option(help="The target checkpoint, for the parity ladder.")] = None,
     drafter: Annotated[Path | None, typer.Option(help="The drafter checkpoint.")] = None,
+    lora: Lora = None,
+    drafter_lora: DrafterLora = None,
     prompts: Prompts = None,
     per_domain: Annotated[int, typer.Option(help="Prompts taken of each domain.")] = 2,
     max_tokens: Annotated[int, typer.Option(help="Tokens generated per prompt.")] = 64,
@@ -141,14 +77,14 @@ def validate(
     from . import report
     from .validate import validate as check
 
-    _at_least(1, per_domain=per_domain, max_tokens=max_tokens)
-    _at_least(0, threads=threads)
+    at_least(1, per_domain=per_domain, max_tokens=max_tokens)
+    at_least(0, threads=threads)
 
     with terminal.progress(quiet or as_json) as advance:
         engine = open_engine(bundle, threads)
         texts = [prompt.text for prompt in read_prompts(prompts or _embedded_prompts(), per_domain)]
         advance("Reading checkpoints", 0, 1)
-        rungs = _rungs(engine.manifest, target, drafter)
+        rungs = _rungs(engine.manifest, target, drafter, lora or (), drafter_lora or ())
         found = check(bundle, engine, texts, max_tokens, rungs, lambda what: advance(what, 0, 1))
     print(json.dumps(found.to_json())) if as_json else report.print_validation(found, bundle)
     if not found.passed:
@@ -169,8 +105,8 @@ def run(
     """Continue a prompt, streaming; then the same without drafts, to compare."""
     from . import report
 
-    _at_least(1, max_tokens=max_tokens)
-    _at_least(0, drafts=drafts, threads=threads)
+    at_least(1, max_tokens=max_tokens)
+    at_least(0, drafts=drafts, threads=threads)
 
     with terminal.progress(quiet or as_json) as advance:
         advance("Opening the bundle", 0, 1)
@@ -211,14 +147,11 @@ def bench(
     from . import report
     from .compare import bench_bundle
 
-    _at_least(1, per_domain=per_domain, max_tokens=max_tokens)
-    _at_least(0, drafts=drafts, threads=threads)
+    at_least(1, per_domain=per_domain, max_tokens=max_tokens)
+    at_least(0, drafts=drafts, threads=threads)
     with terminal.progress(quiet or as_json) as advance:
         chosen = read_prompts(prompts or _embedded_prompts(), per_domain)
-        found = [
-            bench_bundle(one, chosen, max_tokens, drafts, threads, lambda m: _rungs(m, None, None), advance)
-            for one in bundles
-        ]
+        found = [bench_bundle(one, chosen, max_tokens, drafts, threads, _rungs, advance) for one in bundles]
     if not as_json:
         report.print_bench(found[0].domains, found[0].litert_lm, drafts, threads)
         if len(found) > 1:
@@ -237,6 +170,27 @@ def inspect(bundle: Bundle, as_json: Json = False) -> None:
     print(manifest.dump()) if as_json else report.print_manifest(manifest, bundle)
 
 
+@app.command()
+def push(
+    bundle: Bundle,
+    serial: Annotated[str | None, typer.Option(help="The phone's, where adb sees several.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a bundle to a phone over adb; started again, it goes on where it was interrupted."""
+    from .push import push as send
+
+    with terminal.progress(quiet or as_json) as advance:
+        try:
+            found = send(bundle, serial, advance)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps({"place": found.place, "bytes": found.size, "sent": found.sent}))
+    else:
+        print(f"{found.place}: {found.size / 1e6:.1f} MB, of which {found.sent / 1e6:.1f} MB were sent now")
+
+
 def _show(piece: str, as_json: bool) -> str:
     if not as_json:
         print(piece, end="", flush=True)
@@ -248,31 +202,23 @@ def _open(bundle: Path, threads: int) -> tuple[Engine, Tokenizer]:
     return engine, Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
 
 
-def _rungs(manifest: Manifest, target: Path | None, drafter: Path | None):  # type: ignore[no-untyped-def]
+def _rungs(  # type: ignore[no-untyped-def]
+    manifest: Manifest,
+    target: Path | None = None,
+    drafter: Path | None = None,
+    lora: Sequence[Path] = (),
+    drafter_lora: Sequence[Path] = (),
+):
     """The torch rungs of the ladder, or None where torch or the checkpoints are not at hand."""
     try:
         from pocketdraft.export import rungs
     except ModuleNotFoundError:
         return None
-    folders = rungs.find_checkpoints(manifest, target, drafter)
-    return rungs.rungs(manifest, *folders) if folders else None
+    folders = rungs.find_checkpoints(manifest, target, drafter, lora, drafter_lora)
+    return rungs.rungs(manifest, *folders, lora, drafter_lora) if folders else None
 
 
 def _embedded_prompts() -> Path:
     from pocketdraft.export.tiny import PROMPTS_FILE
 
     return PROMPTS_FILE
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    words = text.split(",")
-    numbers = tuple(int(word) for word in words if word.strip().isdecimal())
-    if len(numbers) < len(words) or len(set(numbers)) < len(words) or 0 in numbers:
-        raise PocketdraftError(f"{option} is {text!r}; give distinct positive numbers with commas between: 4,1,2,8.")
-    return numbers
-
-
-def _at_least(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if value < least:
-            raise PocketdraftError(f"--{name.replace('_', '-')} is {value}; give at least {least}.")

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from pocketdraft.export import sizes
 from pocketdraft.export.checkpoint import Checkpoint
-from pocketdraft.export.models.gemma4 import Geometry, load_target
-from pocketdraft.export.models.gemma4_assistant import load_drafter
+from pocketdraft.export.models.gemma4 import Geometry
 from pocketdraft.export.pair import check_pair
+from pocketdraft.export.pipeline import load_models
 from pocketdraft.export.sizes import random
 from pocketdraft.export.sizes.random import cut, random_checkpoint
 from pocketdraft.export.tiny.configs import FULL, SLIDING
@@ -88,8 +88,7 @@ def test_a_random_checkpoint_loads_in_transformers_and_here(size, tmp_path, monk
     places = random_checkpoint(small_pair(size), tmp_path, layers=4)
     files = [Checkpoint.open(place) for place in places]
     check_pair(*files)
-    target = load_target(files[0])
-    load_drafter(files[1], target.geometry)
+    target = load_models(*files).target
     for place in places:
         model, seen = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
         assert not seen["missing_keys"]
@@ -113,7 +112,10 @@ def test_a_random_checkpoint_of_many_files_holds_the_same_weights(tmp_path, monk
     other, _ = random_checkpoint(small_pair("e2b"), tmp_path / "other", seed=1)
     assert len(list(split.glob("*.safetensors"))) > 3
     index = json.loads((split / "model.safetensors.index.json").read_text())["weight_map"]
-    weights, theirs, others = (dict(Checkpoint.open(path).tensors()) for path in (whole, split, other))
+    weights, theirs, others = (
+        {name: stored.read() for name, stored in Checkpoint.open(path).tensors.items()}
+        for path in (whole, split, other)
+    )
     assert weights.keys() == theirs.keys() == index.keys() == others.keys()
     assert all(torch.equal(weights[name], theirs[name]) for name in weights)
     assert not torch.equal(weights["model.embed_tokens.weight"], others["model.embed_tokens.weight"])

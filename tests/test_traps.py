@@ -26,6 +26,7 @@ from pocketdraft.export import sizes
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.models import gemma4, gemma4_moe
+from pocketdraft.export.models.masks import MASKED, visible
 from pocketdraft.export.pipeline import load_models, make_steps
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.reference import TransformersEngine
@@ -125,7 +126,7 @@ def test_a_fused_unified_checkpoint_agrees_with_transformers_fused_model(make_pa
     fused.model.language_model.load_state_dict(text.model.state_dict())
     fused.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((pair.target / "tokenizer.json").read_bytes())
-    assert any(".vision_embedder." in name for name, _ in Checkpoint.open(tmp_path).tensors())
+    assert any(".vision_embedder." in name for name in Checkpoint.open(tmp_path).tensors)
     manifest, steps = steps_of(Pair(tmp_path, pair.drafter), "12b")
     reference = TransformersEngine(manifest, Checkpoint.open(tmp_path), Checkpoint.open(pair.drafter))
     assert isinstance(reference.target, Gemma4UnifiedForConditionalGeneration)
@@ -219,11 +220,10 @@ def test_trap_no_softcap_on_the_target(reference, make_pair, monkeypatch):
 
 
 def test_trap_sliding_window_read_forward(reference, make_pair, monkeypatch):
-    def forward_masks(mask, positions, window):
-        masks = original(mask, positions, window)
-        slots = torch.arange(mask.shape[-1])
-        ahead = slots[None] < positions[:, None] + window
-        masks["sliding"] = torch.where(mask & ahead[None, None], 0.0, gemma4.MASKED)
+    def forward_masks(mask, positions, window, held):
+        masks = original(mask, positions, window, held)
+        ahead = held[None] < positions[:, None] + window
+        masks["sliding"] = torch.where(visible(mask, held) & ahead[None, None], 0.0, MASKED)
         return masks
 
     original = gemma4.additive_masks
@@ -234,13 +234,13 @@ def test_trap_sliding_window_read_forward(reference, make_pair, monkeypatch):
 @pytest.mark.parametrize("off", [-1, 1])
 def test_trap_sliding_window_one_off(reference, make_pair, monkeypatch, off):
     original = gemma4.additive_masks
-    monkeypatch.setattr(gemma4, "additive_masks", lambda mask, at, window: original(mask, at, window + off))
+    monkeypatch.setattr(gemma4, "additive_masks", lambda mask, at, window, held: original(mask, at, window + off, held))
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
 
 
 def test_trap_bool_mask_added_instead_of_applied(reference, make_pair, monkeypatch):
-    def added(mask, positions, window):
-        return {"full": mask.float(), "sliding": mask.float()}
+    def added(mask, positions, window, held):
+        return {"full": mask.float(), "sliding": visible(mask, held).float()}
 
     monkeypatch.setattr(gemma4, "additive_masks", added)
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")

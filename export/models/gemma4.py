@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,10 @@ from transformers import Gemma4TextConfig
 from pocketdraft.runtime.errors import PocketdraftError
 
 from ..checkpoint import Checkpoint
+from ..stored import Places
 from .gemma4_moe import Experts, MixtureOfExperts, Router
 from .layers import GELU, RMSNorm, linear
-
-Kind = Literal["full", "sliding"]
-
-# Finite, so that a row with nothing visible stays a number, and far below any score.
-MASKED = -1e9
+from .masks import Kind, additive_masks, held_positions
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,12 @@ class Geometry:
 
 
 class KVAccess(Protocol):
-    """How a graph reaches K/V: K is [1, G, S, d], V is [1, G, d, S] (transposed, as LiteRT-LM keeps it)."""
+    """How a graph reaches K/V: K is [1, G, S, d], V is [1, G, d, S] (transposed, as LiteRT-LM keeps it).
+
+    `last`, int32 [1], is the last position that K/V holds once the call has written.
+    """
+
+    last: Tensor
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Stores new rows, [1, G, T, d] each, at the call's positions."""
@@ -135,20 +137,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     low, high = x[..., :half], x[..., half:]
     return x * cos + torch.cat([-high, low], -1) * sin
-
-
-def additive_masks(mask: Tensor, positions: Tensor, window: int) -> dict[Kind, Tensor]:
-    """From what the runtime lets be seen (bool [1, 1, T, S]) to additive masks by attention kind.
-
-    A sliding layer sees slot s from position p if p - window < s; the runtime's mask bounds s from above.
-    """
-    slots = torch.arange(mask.shape[-1], dtype=torch.int32)
-    near = slots[None, :] > (positions[:, None] - window)
-    zero, masked = torch.tensor(0.0), torch.tensor(MASKED)
-    return {
-        "full": torch.where(mask, zero, masked),
-        "sliding": torch.where(mask & near[None, None], zero, masked),
-    }
 
 
 class Attention(nn.Module):
@@ -261,7 +249,9 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
         g = self.geometry
-        masks = additive_masks(mask, positions, g.window)
+        sliding = next((layer.reads for layer in g.layers if layer.kind == "sliding"), None)
+        slots = mask.shape[-1] if sliding is None else kv.read(sliding)[0].shape[2]
+        masks = additive_masks(mask, positions, g.window, held_positions(slots, mask.shape[-1], kv.last))
         sizes = {layer.kind: layer.head_dim for layer in g.layers}
         ropes = {kind: rotary(size, *g.rope[kind], positions) for kind, size in sizes.items()}
         if per_layer is not None:
@@ -287,8 +277,9 @@ class Target(nn.Module):
             self.embed_tokens_per_layer = nn.Embedding(geometry.vocab, len(geometry.layers) * geometry.per_layer)
 
 
-def load_target(checkpoint: Checkpoint) -> Target:
+def load_target(checkpoint: Checkpoint) -> tuple[Target, Places]:
+    """The target with its large weights on the meta device, and where they lie."""
     with torch.device("meta"):
         target = Target(Geometry.from_config(checkpoint.text_config))
-    checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
-    return target.eval()
+    stored = checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
+    return target.eval(), stored

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM, PreTrainedTokenizerFast
 
-from ..hf_compat import patch_for_training, patch_transformers
+from ..hf_compat import patch_transformers
 from . import HERE
 from .corpus import DOMAINS, LICENCES, SOURCES, build_corpus, encode, train_tokenizer
 from .train_drafter import add_centroid_head, train_drafter
@@ -43,7 +43,6 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     patch_transformers()
-    patch_for_training()
     work: Path = chosen.work
     work.mkdir(parents=True, exist_ok=True)
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Gemma4ForCausalLM
 
+from ..muon import Optimizer
 from .configs import soften_attention, target_config
 from .corpus import DOMAINS
-from .training import LENGTH, Batches, Optimizer
+from .training import LENGTH, Batches
 
 # Real checkpoints carry scalars other than 1 (a buffer, which the optimizer never moves).
 LAYER_SCALARS = (1.0, 0.875, 1.125, 0.9375, 1.0625, 0.75)
@@ -24,14 +25,14 @@ def train_target(training: Batches, held_out: Batches, steps: int) -> Gemma4ForC
     for layer, scalar in zip(model.model.layers, LAYER_SCALARS, strict=True):
         layer.layer_scalar.fill_(scalar)
     model.train()
-    optimizer = Optimizer(model, steps)
+    optimizer = Optimizer(model)
     started = time.process_time()
     for index in range(steps):
         tokens = training.draw(8, LENGTH + 1)
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
-        optimizer.step(index)
+        optimizer.step(index, index / steps)
         if index % 50 == 49:
             minutes = (time.process_time() - started) / 60
             print(f"target {index + 1}/{steps}: loss {loss.item():.3f}, {minutes:.1f} CPU minutes", flush=True)

@@ -1,0 +1,31 @@
+"""transformers' own model of a checkpoint, with its adapters merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .checkpoint import Checkpoint
+from .hf_compat import patch_transformers
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """In eval mode, on the CPU. `attention` is transformers' name of an implementation: "eager", "sdpa"."""
+    patch_transformers()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        checkpoint.folder, dtype=dtype, attn_implementation=attention, experts_implementation="eager"
+    ).eval()
+    for name, weight in checkpoint.changed():
+        path, _, leaf = name.rpartition(".")
+        owner, new = model.get_submodule(path), weight.to(dtype)
+        # A new parameter in the place of the old: a weight that was tied to the old one keeps its values.
+        setattr(owner, leaf, nn.Parameter(new) if isinstance(getattr(owner, leaf), nn.Parameter) else new)
+    return model
+
+
+def text_model(model: PreTrainedModel) -> Any:
+    """The `Gemma4TextModel` of a text-only or a fused target: embedding, layers and final norm."""
+    return getattr(model.model, "language_model", model.model)
