@@ -94,6 +94,18 @@ def test_no_more_experts_than_fit_are_looked_up_at_a_time(both, at_once, monkeyp
     assert sum(sizes) == 5 * 4 * MOE.top * 3 * MOE.intermediate * HIDDEN
 
 
+@pytest.mark.parametrize(("most", "groups"), [(32, 5), (3, 3), (2, 2), (1, 1)])
+def test_a_wide_graph_looks_up_more_at_a_time_than_fits(both, monkeypatch, most, groups):
+    """Else it would have so many operators that no converter ends."""
+    _, ours = both
+    monkeypatch.setattr(gemma4_moe, "LOOKUP_BYTES", 1)
+    monkeypatch.setattr(gemma4_moe, "MOST_GROUPS", most)
+    calls, original = [], gemma4_moe._rows
+    monkeypatch.setattr(gemma4_moe, "_rows", lambda *given: calls.append(given) or original(*given))
+    ours(torch.randn(5, HIDDEN), torch.rand(5, MOE.top), torch.zeros(5, MOE.top, dtype=torch.int32))
+    assert len(calls) == 3 * groups
+
+
 def test_litert_looks_up_apart_and_reads_no_other_experts(both, tmp_path, monkeypatch):
     """The converter folds what it knows to be zero, and a delegate takes all products into one part of the graph: then
     all lookups would come first. And tables must be operands of EMBEDDING_LOOKUP, which has kernels for int8 and int4.

@@ -8,6 +8,7 @@ experts of a token, I an expert's intermediate size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,8 @@ from transformers import Gemma4TextConfig
 from .layers import GELU, RMSNorm, linear
 
 # What a graph may look up of experts' weights at a time: in 26B-A4B, one token's. LiteRT holds two or three times that,
-# since its delegate copies what it reshapes.
-LOOKUP_BYTES = 1 << 26
+# since its delegate copies what it reshapes. But a graph of very many operators takes an hour to convert.
+LOOKUP_BYTES, MOST_GROUPS = 1 << 26, 32
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """Rows of `gate_up_proj` are an expert's gates, then its ups, expert by expert; those of `down_proj` its outputs.
 
-    Looked up are, one after another, gates, ups and outputs of as many tokens as `LOOKUP_BYTES` allow, as float32: in
-    26B-A4B each of the three is 63 MB a token. A graph of symbolic width looks up all of its tokens' at once.
+    Looked up are, one after another, gates, ups and outputs of as many tokens as `LOOKUP_BYTES` allow, or of more in a
+    graph of more than `MOST_GROUPS` such groups, as float32: in 26B-A4B each of the three is 63 MB a token. A graph
+    of symbolic width looks up all of its tokens' at once.
     """
 
     def __init__(self, hidden: int, moe: MixtureOfExperts) -> None:
@@ -77,15 +79,16 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """x [T, D], weights [T, K], chosen int32 [T, K] -> [T, D]."""
         tokens = x.shape[0]
-        at_once = max(1, LOOKUP_BYTES // (4 * self.moe.top * self.moe.intermediate * self.hidden))
-        if not isinstance(tokens, int) or tokens <= at_once:
+        if not isinstance(tokens, int):
             return self._mix(x, weights, chosen)
+        fitting = LOOKUP_BYTES // (4 * self.moe.top * self.moe.intermediate * self.hidden)
+        at_once = max(1, fitting, math.ceil(tokens / MOST_GROUPS))
         outputs: list[Tensor] = []
         for start in range(0, tokens, at_once):
             some = slice(start, start + at_once)
             own = chosen[some] + _zero_after(outputs[-1]) if outputs else chosen[some]
             outputs.append(self._mix(x[some], weights[some], own))
-        return torch.cat(outputs)
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     def _mix(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         i, d, top = self.moe.intermediate, self.hidden, self.moe.top
