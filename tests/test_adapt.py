@@ -16,9 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_adapter import write
 from test_cli import COMMAND, names
-from transformers import Gemma4AssistantForCausalLM
+from transformers import (
+    Gemma4AssistantForCausalLM,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4VisionConfig,
+)
 
-from pocketdraft.export import adapt, written
+from pocketdraft.export import course, written
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.distil import draft_tokens
 from pocketdraft.export.hf_compat import patch_for_training
@@ -44,8 +49,8 @@ TUNED = ("layers.0.mlp.down_proj", "layers.1.self_attn.o_proj", "layers.2.mlp.do
 def small(monkeypatch):
     """Texts and steps of a size for tests."""
     monkeypatch.setattr(written, "NEW_TOKENS", 40)
-    monkeypatch.setattr(adapt, "ANCHORS", 30)
-    monkeypatch.setattr(adapt, "MEASUREMENTS", 2)
+    monkeypatch.setattr(course, "ANCHORS", 30)
+    monkeypatch.setattr(course, "MEASUREMENTS", 2)
 
 
 @pytest.fixture
@@ -77,8 +82,9 @@ def tokens_of(texts: list[str], target: Path = TARGET_DIR) -> list[list[int]]:
     return [tokenizer.encode(text) for text in texts]
 
 
-def writer_of(stop: tuple[int, ...] = (1,), context: int = 512) -> Writer:
-    return Writer(load_model(Checkpoint.open(TARGET_DIR), torch.float32, "sdpa"), context, stop)
+def writer_of(target: Path = TARGET_DIR, context: int = 512) -> Writer:
+    checkpoint = Checkpoint.open(target)
+    return Writer(load_model(checkpoint, torch.float32, "sdpa"), context, checkpoint.tokens().stop)
 
 
 def run(tmp_path: Path, prompts: Path, lora=(), steps: int | None = 20, **options) -> dict:
@@ -113,15 +119,20 @@ def test_acceptance_is_that_of_the_runtime_s_loop(monkeypatch):
 
 
 def test_acceptance_of_texts_that_a_stop_token_ends(tmp_path, monkeypatch):
-    """Rounds and tokens are the loop's; only drafts after the stop token, of which nobody knows, are left out."""
+    """Rounds and tokens are the loop's, whatever else the checkpoint asks of transformers' generation.
+
+    Only drafts after the stop token, of which nobody knows, are left out.
+    """
     monkeypatch.setattr(written, "NEW_TOKENS", 64)
     stop = (1, *tokens_of(["\n"])[0][1:], *tokens_of(["the"])[0][1:])
     shutil.copytree(TARGET_DIR, tmp_path / "target")
-    (tmp_path / "target" / "generation_config.json").write_text(json.dumps({"eos_token_id": stop, "bos_token_id": 2}))
+    (tmp_path / "target" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": stop, "repetition_penalty": 1.5})
+    )
     target = Checkpoint.open(tmp_path / "target")
     prompts = tokens_of(TEXTS)
     wanted, texts = loop(eager_pair(target, Checkpoint.open(DRAFTER_DIR), 512), prompts, 64)
-    exam = Exam.set_by(writer_of(stop), prompts, FAR)
+    exam = Exam.set_by(writer_of(tmp_path / "target"), prompts, FAR)
     found = exam.measure(load_model(Checkpoint.open(DRAFTER_DIR), torch.float32, "sdpa"), 4)
     found.check()
     texts = [text for text, prompt in zip(texts, prompts, strict=True) if len(text) > len(prompt) + 1]
@@ -196,7 +207,7 @@ def test_an_adapted_drafter_accepts_more_and_is_a_whole_checkpoint(small, tmp_pa
 
 
 def test_where_nothing_is_gained_the_old_weights_stay_and_it_says_so(small, tmp_path, prompts, capsys, monkeypatch):
-    monkeypatch.setattr(adapt, "RATE", 50.0)
+    monkeypatch.setattr(course, "RATE", 50.0)
     found = run(tmp_path, prompts, steps=4)
     assert found["kept_step"] == 0
     assert found["after"] == found["before"]
@@ -209,7 +220,7 @@ def test_where_nothing_is_gained_the_old_weights_stay_and_it_says_so(small, tmp_
 
 def test_an_earlier_step_is_kept_where_later_ones_are_worse(small, tmp_path, prompts, stale, monkeypatch):
     """The second half of the training spoils what the first has gained."""
-    step = adapt.Optimizer.step
+    step = course.Optimizer.step
 
     def spoil(optimizer, index, done):
         step(optimizer, index, done)
@@ -218,7 +229,7 @@ def test_an_earlier_step_is_kept_where_later_ones_are_worse(small, tmp_path, pro
                 for weight in optimizer._model.parameters():
                     weight.mul_(-1.0)
 
-    monkeypatch.setattr(adapt.Optimizer, "step", spoil)
+    monkeypatch.setattr(course.Optimizer, "step", spoil)
     found = run(tmp_path, prompts, drafter=stale, steps=16)
     assert 0 < found["kept_step"] <= 8
     assert found["after"]["per_round"] > found["before"]["per_round"]
@@ -237,6 +248,25 @@ def test_it_may_be_adapted_again_in_its_place(small, tmp_path, prompts):
         run(tmp_path, prompts, drafter=drafter, steps=1)
     assert names(tmp_path) == ["out", "prompts.jsonl"]
     assert json.loads((tmp_path / "out" / "adapt.json").read_text())["drafter"] == "out"
+
+
+def test_a_drafter_is_adapted_to_a_fused_target(small, make_pair, tmp_path, prompts):
+    """`Gemma4ForConditionalGeneration`: the text model lies one level deeper, beside a vision tower."""
+    pair = make_pair("shared")
+    text = load_model(Checkpoint.open(pair.target), torch.float32, "sdpa")
+    vision = Gemma4VisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+    )
+    fused = Gemma4ForConditionalGeneration(
+        Gemma4Config(text_config=text.config, vision_config=vision, audio_config=None)
+    )
+    fused.model.language_model.load_state_dict(text.model.state_dict())
+    fused.save_pretrained(tmp_path / "fused")
+    shutil.copyfile(pair.target / "tokenizer.json", tmp_path / "fused" / "tokenizer.json")
+    chosen = {"drafter": pair.drafter, "steps": 1}
+    alone, beside = (run(tmp_path, prompts, target=target, **chosen) for target in (pair.target, tmp_path / "fused"))
+    assert alone["before"] == beside["before"]
+    assert beside["steps"] == 1
 
 
 def test_a_dense_head_is_adapted_too(small, make_pair, tmp_path, prompts):
