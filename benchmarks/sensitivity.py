@@ -23,6 +23,7 @@ from pocketdraft.export.kv_layout import KVLayout
 from pocketdraft.export.models.gemma4 import load_target
 from pocketdraft.export.step import Plain, Step, all_weights
 from pocketdraft.export.steps.target import embedder_steps, target_steps
+from pocketdraft.export.stored import load
 from pocketdraft.export.tiny import PROMPTS_FILE, TARGET_DIR
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import round_trip
@@ -37,7 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, default=TARGET_DIR)
     checkpoint = Checkpoint.open(parser.parse_args().target)
-    target = load_target(checkpoint)
+    target, places = load_target(checkpoint)
+    load(places, target)
     layout = KVLayout.of(target.geometry, WIDTH)
     steps = [*target_steps(target, layout, (), (WIDTH,), Plain()), *embedder_steps(target)]
     tokenizer = Tokenizer(checkpoint.tokenizer_file, checkpoint.text_config.bos_token_id)

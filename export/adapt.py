@@ -8,6 +8,7 @@ prompts is held out: what the draft-verify loop accepts there decides which weig
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ from .hf_model import load_model
 from .pair import check_pair
 from .plan import Progress
 from .staging import ADAPTED, check_out, staged
+from .stored import DTYPES
 from .written import Exam, Prompt, Text, Writer
 
 HELD_OUT, MOST_HELD_OUT = 5, 32  # one prompt in HELD_OUT
@@ -198,14 +200,15 @@ def save(drafter: Checkpoint, state: State, record: Record, out: Path) -> None:
     with staged(out, kind=ADAPTED) as folder:
         for path in (path for pattern in COPIED for path in drafter.folder.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
-        weights = {name: state.get(name, weight).cpu().contiguous() for name, weight in drafter.tensors()}
+        kept = {name: stored.read().to(DTYPES[stored.dtype]) for name, stored in drafter.tensors.items()}
+        weights = {name: state.get(name, weight).cpu().contiguous() for name, weight in kept.items()}
         (folder / "model.safetensors").write_bytes(to_bytes(weights, {"format": "pt"}))
         (folder / ADAPTED.mark).write_text(json.dumps(asdict(record), indent=1) + "\n")
 
 
 def _dtypes(checkpoint: Checkpoint) -> dict[str, torch.dtype]:
     """Of the weights that training changes, as they are stored."""
-    return {name: weight.dtype for name, weight in checkpoint.tensors() if weight.is_floating_point()}
+    return {name: DTYPES[stored.dtype] for name, stored in checkpoint.tensors.items() if stored.is_float}
 
 
 def _dtype(target: Checkpoint, device: str) -> torch.dtype:
@@ -215,4 +218,4 @@ def _dtype(target: Checkpoint, device: str) -> torch.dtype:
 
 
 def _parameters(checkpoint: Checkpoint) -> int:
-    return sum(torch.Size(shape).numel() for shape in checkpoint.shapes().values())
+    return sum(math.prod(stored.shape) for stored in checkpoint.tensors.values())

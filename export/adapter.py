@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.manifest import sha256
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -82,7 +84,7 @@ class Pair:
     scale: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """`pairs` and `whole` (the key of a module saved whole) are by our names: `layers.0.mlp.up_proj.weight`."""
 
@@ -165,13 +167,11 @@ class Adapter:
     def touches(self, name: str) -> bool:
         return plain_name(name) in self.pairs or plain_name(name) in self.whole
 
+    @cache  # noqa: B019 (a handful of adapters a process)
     def sha256(self) -> str:
         """Over config and weights."""
-        digest = hashlib.sha256()
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            with (self.folder / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        digests = [sha256(self.folder / name) for name in (CONFIG_NAME, WEIGHTS_NAME)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _wanted(self, known: Mapping[str, tuple[int, ...]], checkpoint: Path) -> dict[str, tuple[int, ...]]:
         """The shape that each of our tensors must have, by its key."""

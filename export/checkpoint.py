@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import Gemma4AssistantConfig, Gemma4Config, Gemma4TextConfig, PretrainedConfig
+from transformers import (
+    Gemma4AssistantConfig,
+    Gemma4Config,
+    Gemma4TextConfig,
+    Gemma4UnifiedAssistantConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedTextConfig,
+    PretrainedConfig,
+)
 
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import Tokens
+from pocketdraft.runtime.manifest import Tokens, sha256
 
-from .adapter import EMBEDDING, HEAD, Adapter, merged, plain_name, untie
+from .adapter import Adapter
 from .hf_compat import patch_transformers
+from .stored import Places, Stored, adapted, stored_in
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {
     "gemma4": Gemma4Config,
     "gemma4_text": Gemma4TextConfig,
     "gemma4_assistant": Gemma4AssistantConfig,
+    # 12B, which embeds images and sounds without towers of their own. Its text model's arithmetic is the others'.
+    "gemma4_unified": Gemma4UnifiedConfig,
+    "gemma4_unified_text": Gemma4UnifiedTextConfig,
+    "gemma4_unified_assistant": Gemma4UnifiedAssistantConfig,
 }
 # A fused Gemma4ForConditionalGeneration keeps its text model one level deeper, beside the other modalities.
 PREFIX = re.compile(r"^model\.(language_model\.)?")
@@ -42,35 +53,21 @@ class Checkpoint:
     folder: Path
     config: PretrainedConfig
     files: tuple[Path, ...]
+    tensors: Mapping[str, Stored]
     adapters: tuple[Adapter, ...] = ()
 
     @staticmethod
     def open(folder: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
         """`adapters` are merged in their order. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
-        patch_transformers()
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise PocketdraftError(
-                f"{folder} is no checkpoint: it has no config.json; give the folder of a Hugging Face model."
-            )
-        try:
-            raw = json.loads(config_file.read_text())
-            kind = raw.get("model_type") if isinstance(raw, dict) else None
-        except ValueError as error:
-            raise PocketdraftError(f"{config_file} is not JSON ({error}); download the checkpoint again.") from error
-        if kind not in CONFIGS:
-            raise PocketdraftError(f"{config_file} has model_type {kind!r}; pocketdraft exports {', '.join(CONFIGS)}.")
-        try:
-            config = CONFIGS[kind].from_dict(raw)
-        except Exception as error:  # transformers raises several kinds for a wrong value
-            raise PocketdraftError(f"{config_file} is not a valid {kind} configuration: {_one_line(error)}.") from error
+        config = read_config(folder)
         files = tuple(sorted(folder.glob("*.safetensors")))
         if not files:
             raise PocketdraftError(f"{folder} has no *.safetensors file; convert the checkpoint to safetensors first.")
-        checkpoint = Checkpoint(folder, config, files, tuple(Adapter.open(adapter) for adapter in adapters))
-        for adapter in checkpoint.adapters:
-            adapter.check_against(folder, checkpoint.shapes())
-        return checkpoint
+        tensors = {name: stored for path in files for name, stored in stored_in(path).items()}
+        read = tuple(Adapter.open(adapter) for adapter in adapters)
+        for adapter in read:
+            adapter.check_against(folder, {name: stored.shape for name, stored in tensors.items()})
+        return Checkpoint(folder, config, files, adapted(tensors, read), read)
 
     @property
     def name(self) -> str:
@@ -83,7 +80,7 @@ class Checkpoint:
 
     def require(self, kind: str) -> None:
         """Refuses a target where a drafter is wanted, and the reverse."""
-        actual = "drafter" if isinstance(self.config, Gemma4AssistantConfig) else "target"
+        actual = "drafter" if self.config.model_type.endswith("_assistant") else "target"
         if actual != kind:
             raise PocketdraftError(
                 f"{self.folder} holds a {actual} ({self.config.model_type}), a {kind} was asked for; "
@@ -108,51 +105,41 @@ class Checkpoint:
         path = self.folder / "chat_template.jinja"
         return path.read_text() if path.is_file() else None
 
+    @cached_property
+    def digests(self) -> dict[Path, str]:
+        """sha256 of config and weights by file, in the order of names."""
+        return {path: sha256(path) for path in (self.folder / "config.json", *self.files)}
+
     def sha256(self) -> str:
-        """Over config and weights, in the order of file names, then over the adapters."""
-        digest = hashlib.sha256()
-        for path in (self.folder / "config.json", *self.files):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        for adapter in self.adapters:
-            digest.update(bytes.fromhex(adapter.sha256()))
-        return digest.hexdigest()
+        """Over config and weights, then over the adapters."""
+        digests = [*self.digests.values(), *(adapter.sha256() for adapter in self.adapters)]
+        return hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in digests)).hexdigest()
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """By name, from the files' headers. Raises PocketdraftError for a damaged file."""
-        found: dict[str, tuple[int, ...]] = {}
-        for path in self.files:
-            with _opened(path) as file:
-                found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        return found
+    def digest_of(self, stored: Stored) -> str:
+        """Of all that the tensor is made from."""
+        digests = [self.digests[stored.file], *(adapter.sha256() for adapter in stored.adapters)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, one at a time, memory-mapped, adapters merged. Raises PocketdraftError for a damaged one."""
-        untied = bool(self.adapters) and untie(self.adapters, list(self.shapes()))
-        for path in self.files:
-            with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    weight = file.get_tensor(name)
-                    yield name, merged(self.adapters, name, weight)
-                    if untied and plain_name(name) == EMBEDDING:
-                        yield HEAD, merged(self.adapters, HEAD, weight)
+    def changed(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value, float32, of each tensor that an adapter changes."""
+        for name, stored in self.tensors.items():
+            if stored.adapters:
+                yield name, stored.read()
 
-    def adapted(self) -> Iterator[tuple[str, Tensor]]:
-        """As `tensors`, but only what an adapter changes."""
-        for name, weight in self.tensors() if self.adapters else ():
-            if any(adapter.touches(name) for adapter in self.adapters):
-                yield name, weight
+    def load_into(self, module: nn.Module, tied: dict[str, str]) -> Places:
+        """Finds the tensor of each parameter of `module`, built on the meta device, and loads the small ones.
 
-    def load_into(self, module: nn.Module, tied: dict[str, str]) -> None:
-        """Fills `module`, built on the meta device, with float32 weights.
-
-        `tied` maps a parameter that a checkpoint may leave out to the one that it shares.
-        Raises PocketdraftError naming the first missing, extra, mis-shaped or non-finite weight.
+        The weights of linear layers and embeddings stay on the meta device: the result says where they lie.
+        Norms, scalars and orders become float32 (integers stay). `tied` maps a parameter that a checkpoint may
+        leave out to the one that it shares. Raises PocketdraftError naming the first missing, extra, mis-shaped
+        or non-finite weight.
         """
         wanted = {name.removeprefix("trunk."): p for name, p in module.named_parameters()}
-        found: set[str] = set()
-        for full_name, tensor in self.tensors():
+        stacked = stacked_weights(module)
+        found: dict[str, Stored] = {}
+        for full_name, stored in self.tensors.items():
             name = PREFIX.sub("", full_name)
+            name, shape = stacked.get(name, (name, None))
             if name not in wanted:
                 name = next((mine for mine, theirs in tied.items() if theirs == name), name)
             if name not in wanted:
@@ -162,31 +149,24 @@ class Checkpoint:
                     f"{self.folder} has a weight {full_name} that {self.config.model_type} does not know; "
                     "check that config.json belongs to these weights."
                 )
-            self._check(full_name, tensor, wanted[name])
-            if tensor.is_floating_point():
-                tensor = tensor.to(torch.float32)
-            _assign(module, name, tensor)
-            found.add(name)
+            self._check(full_name, stored, shape or tuple(wanted[name].shape))
+            found[name] = stored
         for mine, theirs in tied.items():
             if mine not in found and theirs in found:
-                _assign(module, mine, _get(module, theirs))
-                found.add(mine)
-        missing = sorted(set(wanted) - found)
+                found[mine] = found[theirs]
+        missing = sorted(set(wanted) - set(found))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise PocketdraftError(
                 f"{self.folder} lacks the weight {missing[0]}{more}; the checkpoint is incomplete, download it again."
             )
+        return _fill(module, wanted, found)
 
-    def _check(self, name: str, tensor: Tensor, wanted: Tensor) -> None:
-        if tensor.shape != wanted.shape:
+    def _check(self, name: str, stored: Stored, shape: tuple[int, ...]) -> None:
+        if stored.shape != shape:
             raise PocketdraftError(
-                f"{self.folder}: weight {name} has shape {list(tensor.shape)}, config.json asks for "
-                f"{list(wanted.shape)}; check that config.json belongs to these weights."
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise PocketdraftError(
-                f"{self.folder}: weight {name} holds NaN or infinity; the training run or the download went wrong."
+                f"{self.folder}: weight {name} has shape {list(stored.shape)}, config.json asks for "
+                f"{list(shape)}; check that config.json belongs to these weights."
             )
 
     def _unused_kv(self, name: str) -> bool:
@@ -197,13 +177,15 @@ class Checkpoint:
         return bool(match) and int(match.group(1)) >= first_shared  # type: ignore[union-attr]
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise PocketdraftError(f"{path} is damaged ({_one_line(error)}); download it again.") from error
+def stacked_weights(module: nn.Module) -> dict[str, tuple[str, tuple[int, int, int]]]:
+    """By its name in a checkpoint: our table [E * rows, columns] of the same values, and the shape [E, rows, columns]
+    that the checkpoint gives it.
+    """
+    return {
+        f"{path}.{name}".removeprefix("trunk."): (f"{path}.{name}.weight".removeprefix("trunk."), shape)
+        for path, part in module.named_modules()
+        for name, shape in getattr(part, "checkpoint_shapes", {}).items()
+    }
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -218,14 +200,37 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     raise KeyError(name)
 
 
-def _get(module: nn.Module, name: str) -> Tensor:
-    owner, leaf = _owner(module, name)
-    return getattr(owner, leaf)  # type: ignore[no-any-return]
+def read_config(folder: Path) -> PretrainedConfig:
+    """Of a target or a drafter. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
+    patch_transformers()
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise PocketdraftError(
+            f"{folder} is no checkpoint: it has no config.json; give the folder of a Hugging Face model."
+        )
+    try:
+        raw = json.loads(config_file.read_text())
+        kind = raw.get("model_type") if isinstance(raw, dict) else None
+    except ValueError as error:
+        raise PocketdraftError(f"{config_file} is not JSON ({error}); download the checkpoint again.") from error
+    if kind not in CONFIGS:
+        raise PocketdraftError(f"{config_file} has model_type {kind!r}; pocketdraft exports {', '.join(CONFIGS)}.")
+    try:
+        return CONFIGS[kind].from_dict(raw)
+    except Exception as error:  # transformers raises several kinds for a wrong value
+        raise PocketdraftError(f"{config_file} is not a valid {kind} configuration: {_one_line(error)}.") from error
 
 
-def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    owner, leaf = _owner(module, name)
-    setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+def _fill(module: nn.Module, wanted: dict[str, nn.Parameter], found: dict[str, Stored]) -> Places:
+    """Parameters that share a tensor become one."""
+    shared: dict[Stored, nn.Parameter] = {}
+    for name, stored in found.items():
+        owner, leaf = _owner(module, name)
+        large = isinstance(owner, nn.Linear | nn.Embedding)
+        if stored not in shared:
+            shared[stored] = wanted[name] if large else nn.Parameter(stored.read(), requires_grad=False)
+        setattr(owner, leaf, shared[stored])
+    return {parameter: stored for stored, parameter in shared.items() if parameter.is_meta}
 
 
 def _one_line(error: Exception) -> str:

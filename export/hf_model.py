@@ -6,29 +6,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    Gemma4AssistantForCausalLM,
-    Gemma4ForCausalLM,
-    Gemma4ForConditionalGeneration,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .checkpoint import Checkpoint
 from .hf_compat import patch_transformers
-
-MODELS: dict[str, type[PreTrainedModel]] = {
-    "gemma4": Gemma4ForConditionalGeneration,
-    "gemma4_text": Gemma4ForCausalLM,
-    "gemma4_assistant": Gemma4AssistantForCausalLM,
-}
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """In eval mode, on the CPU. `attention` is transformers' name of an implementation: "eager", "sdpa"."""
     patch_transformers()
-    loader = MODELS[checkpoint.config.model_type]
-    model = loader.from_pretrained(checkpoint.folder, dtype=dtype, attn_implementation=attention).eval()
-    for name, weight in checkpoint.adapted():
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        checkpoint.folder, dtype=dtype, attn_implementation=attention, experts_implementation="eager"
+    ).eval()
+    for name, weight in checkpoint.changed():
         path, _, leaf = name.rpartition(".")
         owner, new = model.get_submodule(path), weight.to(dtype)
         # A new parameter in the place of the old: a weight that was tied to the old one keeps its values.

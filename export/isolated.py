@@ -58,8 +58,10 @@ def _work(plans: Sequence[Plan], sender: Connection, log: Path) -> None:
         os.dup2(descriptor, 2)
     sender.send(("Loading torch", 0, 1))
     try:
+        from .estimate import check_plans
         from .pipeline import build
 
+        check_plans(plans)
         sender.send(build(plans, lambda *state: sender.send(state)))
     except ModuleNotFoundError as error:
         mend = "pip install 'pocketdraft[export]'"

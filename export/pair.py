@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
-from .models.gemma4 import Geometry, Kind
+from .models.gemma4 import Geometry
+from .models.masks import Kind
 
 MEND = "give the drafter that was trained for this target."
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pocketdraft.quantize.weights import WeightError, error_of
+from pocketdraft.quantize.weights import WeightError, check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import (
     ERRORS_NAME,
@@ -31,24 +31,34 @@ from .kv_layout import KVLayout
 from .models.gemma4 import Target, load_target
 from .models.gemma4_assistant import Drafter, load_drafter
 from .pair import check_pair
-from .plan import Plan, Progress, Recipes
+from .plan import Plan, Progress
+from .quantized import Quantized, Weights
 from .staging import check_out, staged
 from .step import Operators, Plain, Step, all_weights
 from .steps.mtp import Head, drafter_spec, mtp_step
 from .steps.target import embedder_steps, target_steps
+from .stored import Places, load
 
 VERSIONED = ("pocketdraft", "torch", "transformers")
 
 
 @dataclass(frozen=True)
 class Models:
+    """`stored` tells where the weights lie whose parameters are on the meta device: all the large ones."""
+
     target: Target
     drafter: Drafter
+    stored: Places
 
     def fresh(self) -> Models:
-        """Modules that a backend may take apart, over the same weights."""
+        """Modules that a backend may take apart, over the same parameters."""
         shared = {id(p): p for model in (self.target, self.drafter) for p in model.parameters()}
         return copy.deepcopy(self, dict(shared))
+
+    def load(self) -> Models:
+        """Reads the weights, float32."""
+        load(self.stored, self.target, self.drafter)
+        return self
 
 
 def build(plans: Sequence[Plan], progress: Progress = lambda *_: None) -> list[Manifest]:
@@ -61,28 +71,42 @@ def build(plans: Sequence[Plan], progress: Progress = lambda *_: None) -> list[M
     files = Checkpoint.open(plan.target, plan.lora), Checkpoint.open(plan.drafter, plan.drafter_lora)
     check_pair(*files)
     head_of(plan, files[1])
+    progress("Reading checkpoints", 0, 1)
+    models = open_models(*files)
     for one in plans:
         check_out(one.out, single=one.out.suffix == ".litertlm")
-    progress("Reading weights", 0, 1)
-    models = load_models(*files)
-    errors = weight_errors(plan.recipes, make_steps(plan, models, Plain())[0])
-    return [_bundle(one, files, models, errors, progress) for one in plans]
+        check_rules(one, models)
+    weights = quantized_weights(plan, files, models)
+    errors = weight_errors(weights, progress)
+    manifests = [_bundle(one, files, models, weights, errors, progress) for one in plans]
+    plan.cache.trim()
+    return manifests
 
 
 def backend_of(plan: Plan) -> Any:
-    """The file of `backends/` with the backend's name: `OPERATORS` by device, `write` and `quantize_steps`."""
+    """The file of `backends/` with the backend's name: `OPERATORS` by device, `write`, `quantize_steps`, `check_rule`.
+
+    `STREAMS` says that `write` reads the weights it is given a piece at a time; else its steps hold them.
+    """
     return importlib.import_module(f".backends.{plan.backend}", __package__)
 
 
+def open_models(target: Checkpoint, drafter: Checkpoint) -> Models:
+    """Checks names and shapes of all weights and reads the small ones."""
+    target_model, stored = load_target(target)
+    drafter_model, more = load_drafter(drafter, target_model.geometry)
+    return Models(target_model, drafter_model, stored | more)
+
+
 def load_models(target: Checkpoint, drafter: Checkpoint) -> Models:
-    model = load_target(target)
-    return Models(model, load_drafter(drafter, model.geometry))
+    """With all weights, for torch to run."""
+    return open_models(target, drafter).load()
 
 
 def make_steps(plan: Plan, models: Models, operators: Operators) -> tuple[list[Step], KVLayout]:
     """All graphs of the pair, part by part."""
     geometry = models.target.geometry
-    layout = KVLayout.of(geometry, plan.context)
+    layout = KVLayout.of(geometry, plan.context, plan.widest if plan.device == "cpu" else None)
     head: Head = "centroid" if plan.allows_centroids and models.drafter.has_centroids else "dense"
     return [
         *target_steps(models.target, layout, plan.prefill, plan.verify, operators),
@@ -101,25 +125,51 @@ def head_of(plan: Plan, drafter: Checkpoint) -> Head:
     return "centroid" if plan.allows_centroids and centroids else "dense"
 
 
-def weight_errors(recipes: Recipes, steps: list[Step]) -> list[WeightError]:
-    """What quantization does to each weight, worst first."""
+def quantized_weights(plan: Plan, files: tuple[Checkpoint, Checkpoint], models: Models) -> dict[str, Quantized]:
+    """Every weight with its rule, nothing done yet."""
+    sources = {stored: one.digest_of(stored) for one in files for stored in one.tensors.values()}
+    weights = {}
+    for name, module in all_weights(make_steps(plan, models, Plain())[0]).items():
+        stored, rule = models.stored[module.weight], plan.recipes.rule_for(name)
+        weights[name] = Quantized(name, stored, sources[stored], rule, plan.cache)
+    return weights
+
+
+def check_rules(plan: Plan, models: Models) -> None:
+    """Raises PocketdraftError for a rule that does not fit a weight, or that the backend has no kernel for."""
+    for name, module in all_weights(make_steps(plan, models, Plain())[0]).items():
+        rule = plan.recipes.rule_for(name)
+        check_blocks(name, module.weight.shape[1], rule)
+        backend_of(plan).check_rule(name, module, rule)
+
+
+def weight_errors(weights: Weights, progress: Progress) -> list[WeightError]:
+    """Quantizes what the cache does not have; what that does to each weight, worst first."""
     errors = []
-    for name, module in all_weights(steps).items():
-        rule = recipes.rule_for(name)
-        if rule.dtype != "float32":
-            errors.append(error_of(name, module.weight.detach().numpy(), rule))
+    for index, weight in enumerate(weights.values()):
+        progress("Quantizing", index, len(weights))
+        if weight.rule.dtype != "float32":
+            errors.append(weight.error())
+        else:
+            weight.open().close()  # read and checked before the long work
     return sorted(errors, key=lambda error: error.sqnr_db)
 
 
 def _bundle(
-    plan: Plan, files: tuple[Checkpoint, Checkpoint], models: Models, errors: list[WeightError], progress: Progress
+    plan: Plan,
+    files: tuple[Checkpoint, Checkpoint],
+    models: Models,
+    weights: Weights,
+    errors: list[WeightError],
+    progress: Progress,
 ) -> Manifest:
     target, drafter = files
     backend = backend_of(plan)
     with staged(plan.out, litertlm.FILE_NAME if plan.out.suffix == ".litertlm" else None) as folder:
-        steps, layout = make_steps(plan, models.fresh(), backend.OPERATORS[plan.device])
+        own = models.fresh() if backend.STREAMS else models.fresh().load()
+        steps, layout = make_steps(plan, own, backend.OPERATORS[plan.device])
         specs = tuple(step.spec for step in steps)
-        parts = backend.write(plan, steps, target, folder, progress)
+        parts = backend.write(plan, steps, weights, target, folder, progress)
         shutil.copyfile(target.tokenizer_file, folder / TOKENIZER_NAME)
         (folder / ERRORS_NAME).write_text(json.dumps([vars(error) for error in errors], indent=1))
         manifest = Manifest(

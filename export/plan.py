@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pocketdraft.quantize.recipe import Recipe, Rule
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import Backend, Device
+
+from .cache import Cache
 
 # (what is being done, done so far, in all)
 Progress = Callable[[str, int, int], None]
@@ -45,7 +47,7 @@ class Plan:
 
     `head` "auto" takes the centroid head where the checkpoint has one and the device runs it. `position` is the
     convention that the drafter was trained with (see `runtime.manifest.DrafterSpec`); transformers and Google's use
-    "pending". `lora` and `drafter_lora` are adapters' folders, merged in their order.
+    "pending". `lora` and `drafter_lora` are adapters' folders, merged in their order. `max_memory` is in bytes.
     """
 
     target: Path
@@ -61,6 +63,8 @@ class Plan:
     position: Literal["pending", "last_cached"] = "pending"
     lora: tuple[Path, ...] = ()
     drafter_lora: tuple[Path, ...] = ()
+    cache: Cache = field(default_factory=Cache.default)
+    max_memory: float | None = None
 
     def __post_init__(self) -> None:
         if self.out.suffix == ".litertlm" and self.backend != "litert":
@@ -79,11 +83,16 @@ class Plan:
             raise PocketdraftError(
                 "--verify has width 1, which is `decode`; a verify width is drafts + 1, so 2 or more."
             )
-        widest = max(*self.prefill, *self.verify)
-        if widest > self.context:
+        if self.widest > self.context:
             raise PocketdraftError(
-                f"--context is {self.context}, a graph is {widest} tokens wide; raise --context or drop that width."
+                f"--context is {self.context}, a graph is {self.widest} tokens wide; "
+                "raise --context or drop that width."
             )
+
+    @property
+    def widest(self) -> int:
+        """The most tokens of a call."""
+        return max(*self.prefill, *self.verify)
 
     @property
     def allows_centroids(self) -> bool:

@@ -57,7 +57,7 @@ class TransformersEngine:
         return self._draft(feed, cache) if role == "draft" else self._target(feed, cache)
 
     def read_kv(self, cache: Sequence) -> dict[str, npt.NDArray[np.float32]]:
-        """K/V of every owning layer, padded with zeros to the bundle's context length."""
+        """K/V of every owning layer, padded with zeros to the bundle's context length: no rings here."""
         assert cache.kv is not None
         found = {}
         for layer in self.manifest.kv:
@@ -77,13 +77,13 @@ class TransformersEngine:
             if "per_layer_embeddings" in feed:
                 sequence.per_layer[position] = feed["per_layer_embeddings"][:, row]
         length = positions[-1] + 1
-        per_layer = None
+        per_layer = {}
         if sequence.per_layer:
-            per_layer = torch.stack([sequence.per_layer[i] for i in range(length)], 1)
+            per_layer["per_layer_inputs"] = torch.stack([sequence.per_layer[i] for i in range(length)], 1)
         # A cache without a configuration keeps whole layers where the model's own would drop what left the window.
         output = self.text(
             inputs_embeds=torch.stack([sequence.rows[i] for i in range(length)], 1),
-            per_layer_inputs=per_layer,
+            **per_layer,
             past_key_values=DynamicCache(),
             use_cache=True,
         )

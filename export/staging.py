@@ -108,14 +108,15 @@ def clear_abandoned(out: Path) -> None:
     """Removes what killed runs left, and puts back an old bundle that one of them had moved aside."""
     for path in out.parent.glob(f".{out.name}.*-*"):
         kind, _, pid = path.name.removeprefix(f".{out.name}.").rpartition("-")
-        if kind in ("partial", "replaced") and pid.isdigit() and not _alive(int(pid)):
+        if kind in ("partial", "replaced") and pid.isdigit() and not alive(int(pid)):
             if kind == "replaced" and not out.exists():
                 path.rename(out)
             else:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this number runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -16,9 +16,10 @@ DTYPES = {"float32": torch.float32, "int32": torch.int32, "bool": torch.bool}
 
 @dataclass(frozen=True)
 class Call:
-    """What operators know of the call: its first slot, int32 [1], and the inputs that they asked for."""
+    """What operators know of the call: its first position, int32 [1], and the inputs that they asked for."""
 
     start: Tensor
+    context: int
     asked: Mapping[str, Tensor]
 
 
@@ -32,7 +33,7 @@ class Operators(Protocol):
     """What every graph that touches K/V takes besides."""
 
     def write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        """K [1, G, S, d] and V [1, G, d, S] with new rows, [1, G, T, d] each, from the call's first slot on."""
+        """K [1, G, S, d] and V [1, G, d, S] with new rows, [1, G, T, d] each, from the call's first position on."""
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, call: Call) -> Tensor:
         """softmax(query @ K + mask) @ V: query and result are [1, G, R, d], the additive mask is [1, 1, R, S]."""
@@ -44,22 +45,27 @@ class Plain:
     inputs: tuple[TensorSpec, ...] = ()
 
     def write(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        ring = keys.shape[2] < call.context
         return (
-            self.write_rows(keys, key, call.start, 2),
-            self.write_rows(values, value.transpose(2, 3), call.start, 3),
+            self.write_rows(keys, key, call.start, 2, ring),
+            self.write_rows(values, value.transpose(2, 3), call.start, 3, ring),
         )
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, call: Call) -> Tensor:
         return self.product(torch.softmax(self.product(query, keys) + mask, -1), values)
 
-    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
-        """The cache with `rows` along `axis` from slot `start` (int32 [1]) on."""
-        slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
-        return cache.index_copy(axis, slots, rows)
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int, ring: bool) -> Tensor:
+        """The cache with `rows` along `axis` from position `start` (int32 [1]) on, in the slots of `slots_of`."""
+        return cache.index_copy(axis, slots_of(cache, rows, start, axis), rows)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b^T over the last two dimensions."""
         return a @ b.transpose(-1, -2)
+
+
+def slots_of(cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
+    """Where rows of consecutive positions go, int64 [T]: a cache shorter than the context is a ring."""
+    return (start.to(torch.int64) + torch.arange(rows.shape[axis])) % cache.shape[axis]
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class Step:
     def weights(self) -> dict[str, nn.Linear | nn.Embedding]:
         """What a recipe may quantize, by the name that recipes use."""
         return {self.weight_name(path): module for path, module in self._weights()}
+
+    @property
+    def weight_paths(self) -> list[str]:
+        """The module paths of `weights`; two that have one name share it."""
+        return [path for path, _ in self._weights()]
 
     def weight_name(self, path: str) -> str:
         """`part.path`, the trunk's prefix left out."""
@@ -141,11 +152,14 @@ def width_axes(step: Step) -> list[int | None]:
 class StepKV:
     """K/V of one call as functional tensors: every write gives a new tensor, which is a graph output."""
 
-    def __init__(self, tensors: dict[str, Tensor], start: Tensor, operators: Operators) -> None:
-        """`tensors` are K/V and what the operators asked for."""
+    def __init__(
+        self, tensors: dict[str, Tensor], start: Tensor, last: Tensor, context: int, operators: Operators
+    ) -> None:
+        """`tensors` are K/V and what the operators asked for. `last` (int32 [1]) is the last position in K/V."""
+        self.last = last
         asked = {tensor.name: tensors[tensor.name] for tensor in operators.inputs}
         self.tensors = {name: tensor for name, tensor in tensors.items() if name not in asked}
-        self._call, self._operators = Call(start, asked), operators
+        self._call, self._operators = Call(start, context, asked), operators
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         keys, values = self._operators.write(*self.read(layer), key, value, self._call)

@@ -21,16 +21,27 @@ BUILT_IN = Path(__file__).parent / "recipes"
 
 
 class Rule(BaseModel):
-    """`weights` is a shell pattern. `block` is the number of input channels that share a scale, 0 for all."""
+    """`weights` is a shell pattern. `block` is the number of input channels that share a scale, 0 for all.
+
+    `scale` says how scales are chosen where a weight lies on no grid of its own: "mse" clips where that lowers the
+    squared error (int4 and int2), "absmax" never clips.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     weights: str
-    dtype: Literal["float32", "int8", "int4"]
+    dtype: Literal["float32", "int8", "int4", "int2"]
     block: Literal[0, 32, 64, 128, 256] = 0
+    scale: Literal["mse", "absmax"] = "mse"
 
     @property
     def bits(self) -> int:
-        return {"float32": 32, "int8": 8, "int4": 4}[self.dtype]
+        return {"float32": 32, "int8": 8, "int4": 4, "int2": 2}[self.dtype]
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The lowest and the highest level. Without int8's -128: older Arm kernels add two products in 16 bits."""
+        half = 1 << (self.bits - 1)
+        return (1 - half if self.bits == 8 else -half), half - 1
 
 
 FLOAT = Rule(weights="*", dtype="float32")

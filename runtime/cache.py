@@ -34,5 +34,8 @@ class Cache:
         self.length += slots
 
     def truncate(self, length: int) -> None:
-        """Takes back what lies beyond `length`."""
+        """Takes back what lies beyond `length`, which must not lie before the last call's second slot.
+
+        What a sliding layer's ring held before may be gone.
+        """
         self.length = min(self.length, length)

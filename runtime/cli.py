@@ -1,36 +1,33 @@
-"""`pocketdraft export|adapt|validate|run|bench|inspect`. Bad input ends with one sentence and exit status 2."""
+"""`pocketdraft export|plan|adapt|validate|run|bench|inspect|push`. Bad input: one sentence and exit status 2."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import typer
 
 from . import terminal
+from .cli_export import DrafterLora, Json, Lora, Quiet, adapt, at_least, export, plan
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
-from .manifest import Backend, Device, Manifest, open_bundle
+from .manifest import Manifest, open_bundle
 from .prompts import read_prompts
 from .session import open_session
 from .target import Target
 from .text import Tokenizer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(export)
+app.command()(plan)
+app.command()(adapt)
 
 Bundle = Annotated[Path, typer.Argument(help="A bundle made by `pocketdraft export`.")]
-Position = Literal["pending", "last_cached"]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
 Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]
-Lora = Annotated[list[Path] | None, typer.Option(help="A PEFT LoRA folder to merge into the target; may be repeated.")]
-DrafterLora = Annotated[list[Path] | None, typer.Option(help="The same for the drafter.")]
 Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; default: the embedded set.")]
 
 
@@ -63,100 +60,6 @@ def about(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-def export(
-    out: Annotated[Path, typer.Option(help="Folder of the new bundle, or NAME.litertlm for the phone's file alone.")],
-    target: Annotated[Path | None, typer.Option(help="Target checkpoint; default: the embedded one.")] = None,
-    drafter: Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")] = None,
-    lora: Lora = None,
-    drafter_lora: DrafterLora = None,
-    backend: Annotated[
-        Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")
-    ] = "litert",
-    device: Annotated[Device, typer.Option(help="What LiteRT-LM will run the graphs on.")] = "cpu",
-    recipe: Annotated[str, typer.Option(help="f32, w8, w4, mixed, or a .toml file.")] = "mixed",
-    drafter_recipe: Annotated[str | None, typer.Option(help="Another recipe for the drafter.")] = None,
-    embedder_recipe: Annotated[str | None, typer.Option(help="Another recipe for the embedders.")] = None,
-    context: Annotated[int, typer.Option(help="Cache slots: prompt and output together.")] = 512,
-    prefill: Annotated[str, typer.Option(help="Widths of the prefill graphs.")] = "16,128",
-    drafts: Annotated[str, typer.Option(help="Draft lengths to verify; the first is LiteRT-LM's.")] = "4,1,2,8",
-    head: Annotated[Literal["auto", "dense", "centroid"], typer.Option(help="The drafter's head.")] = "auto",
-    position: Annotated[Position, typer.Option(help="The position that the drafter was trained at.")] = "pending",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Export a checkpoint pair to a phone bundle."""
-    started = time.perf_counter()
-    from pocketdraft.export import plan, staging
-    from pocketdraft.export.isolated import build_isolated
-    from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
-    from pocketdraft.quantize import recipe as recipes
-
-    plan.check_device(device, backend)
-    wanted = plan.Plan(
-        target=target or TARGET_DIR,
-        drafter=drafter or DRAFTER_DIR,
-        out=out,
-        recipes=plan.Recipes(
-            target=recipes.load(recipe),
-            drafter=recipes.load(drafter_recipe or recipe),
-            embedder=recipes.load(embedder_recipe or recipe),
-        ),
-        backend="litert" if backend == "all" else backend,
-        device=device,
-        context=context,
-        prefill=_numbers("--prefill", prefill),
-        verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),
-        head=head,
-        position=position,
-        lora=tuple(lora or ()),
-        drafter_lora=tuple(drafter_lora or ()),
-    )
-    plans = [wanted]
-    if backend == "all":
-        plans = [replace(wanted, backend=one, out=out / one) for one in get_args(Backend)]
-    for one in plans:
-        staging.check_out(one.out, single=one.out.suffix == ".litertlm")
-    with terminal.progress(quiet or as_json) as advance:
-        try:
-            manifests = build_isolated(plans, advance)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-    seconds = round(time.perf_counter() - started, 1)
-    for one, manifest in zip(plans, manifests, strict=True):
-        result = {"out": str(one.out), "bytes": manifest.size, "seconds": seconds, "graphs": len(manifest.graphs)}
-        if as_json:
-            print(json.dumps(result))
-        else:
-            print(
-                f"{one.out}: {len(manifest.graphs)} graphs, {manifest.size / 1e6:.1f} MB, exported in {seconds:.0f} s"
-            )
-
-
-@app.command()
-def adapt(
-    prompts: Annotated[
-        Path, typer.Option(help="JSONL with a `text` a line: the prompts that the target is used with.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the new drafter checkpoint.")],
-    target: Annotated[Path | None, typer.Option(help="The fine-tuned target; default: the embedded one.")] = None,
-    drafter: Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")] = None,
-    lora: Lora = None,
-    minutes: Annotated[float, typer.Option(help="Time for writing text and training.")] = 5.0,
-    steps: Annotated[int | None, typer.Option(help="Stop the training after so many steps.")] = None,
-    context: Annotated[int, typer.Option(help="Tokens of a prompt and what the target writes after it.")] = 512,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where torch runs.")] = "cpu",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Re-tune a drafter to its fine-tuned target, on text that the target writes from your prompts."""
-    from . import adaptation
-
-    _at_least(1, steps=1 if steps is None else steps, context=context)
-    found = adaptation.run(target, drafter, prompts, out, lora or (), minutes, steps, context, device, quiet or as_json)
-    print(json.dumps(found)) if as_json else adaptation.show(found)
-
-
-@app.command()
 def validate(
     bundle: Bundle,
     target: Annotated[Path | None, typer.Option(help="The target checkpoint, for the parity ladder.")] = None,
@@ -174,8 +77,8 @@ def validate(
     from . import report
     from .validate import validate as check
 
-    _at_least(1, per_domain=per_domain, max_tokens=max_tokens)
-    _at_least(0, threads=threads)
+    at_least(1, per_domain=per_domain, max_tokens=max_tokens)
+    at_least(0, threads=threads)
 
     with terminal.progress(quiet or as_json) as advance:
         engine = open_engine(bundle, threads)
@@ -202,8 +105,8 @@ def run(
     """Continue a prompt, streaming; then the same without drafts, to compare."""
     from . import report
 
-    _at_least(1, max_tokens=max_tokens)
-    _at_least(0, drafts=drafts, threads=threads)
+    at_least(1, max_tokens=max_tokens)
+    at_least(0, drafts=drafts, threads=threads)
 
     with terminal.progress(quiet or as_json) as advance:
         advance("Opening the bundle", 0, 1)
@@ -244,8 +147,8 @@ def bench(
     from . import report
     from .compare import bench_bundle
 
-    _at_least(1, per_domain=per_domain, max_tokens=max_tokens)
-    _at_least(0, drafts=drafts, threads=threads)
+    at_least(1, per_domain=per_domain, max_tokens=max_tokens)
+    at_least(0, drafts=drafts, threads=threads)
     with terminal.progress(quiet or as_json) as advance:
         chosen = read_prompts(prompts or _embedded_prompts(), per_domain)
         found = [bench_bundle(one, chosen, max_tokens, drafts, threads, _rungs, advance) for one in bundles]
@@ -265,6 +168,27 @@ def inspect(bundle: Bundle, as_json: Json = False) -> None:
 
     manifest = open_bundle(bundle)
     print(manifest.dump()) if as_json else report.print_manifest(manifest, bundle)
+
+
+@app.command()
+def push(
+    bundle: Bundle,
+    serial: Annotated[str | None, typer.Option(help="The phone's, where adb sees several.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Copy a bundle to a phone over adb; started again, it goes on where it was interrupted."""
+    from .push import push as send
+
+    with terminal.progress(quiet or as_json) as advance:
+        try:
+            found = send(bundle, serial, advance)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps({"place": found.place, "bytes": found.size, "sent": found.sent}))
+    else:
+        print(f"{found.place}: {found.size / 1e6:.1f} MB, of which {found.sent / 1e6:.1f} MB were sent now")
 
 
 def _show(piece: str, as_json: bool) -> str:
@@ -298,17 +222,3 @@ def _embedded_prompts() -> Path:
     from pocketdraft.export.tiny import PROMPTS_FILE
 
     return PROMPTS_FILE
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    words = text.split(",")
-    numbers = tuple(int(word) for word in words if word.strip().isdecimal())
-    if len(numbers) < len(words) or len(set(numbers)) < len(words) or 0 in numbers:
-        raise PocketdraftError(f"{option} is {text!r}; give distinct positive numbers with commas between: 4,1,2,8.")
-    return numbers
-
-
-def _at_least(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if value < least:
-            raise PocketdraftError(f"--{name.replace('_', '-')} is {value}; give at least {least}.")

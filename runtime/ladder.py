@@ -104,7 +104,8 @@ def _run_target(engine: Engine, graph: GraphSpec, cache: Any, rows: Outputs, pos
     outputs = dict(engine.run(graph.name, inputs, cache))
     outputs = {name: value for name, value in outputs.items() if graph.role != "prefill"}
     for name, value in engine.read_kv(cache).items():
-        outputs[name] = value[:, :, positions] if name.startswith("kv_cache_k") else value[..., positions]
+        axis = 2 if name.startswith("kv_cache_k") else 3
+        outputs[name] = np.take(value, positions % value.shape[axis], axis)
     return outputs
 
 

@@ -68,12 +68,17 @@ class GraphSpec(_Frozen):
 
 
 class KVLayer(_Frozen):
-    """A target layer that owns keys and values. K is [1, heads, context, head_dim] on LiteRT."""
+    """A target layer that owns keys and values. K is [1, heads, slots, head_dim], V [1, heads, head_dim, slots].
+
+    `slots` None is one a position of the context. Else the layer is a ring: position p lies in slot p modulo
+    `slots`, which are so many that no call overwrites what a later one may look back at.
+    """
 
     layer: int
     kind: Literal["full", "sliding"]
     heads: int
     head_dim: int
+    slots: PositiveInt | None = None
 
 
 class DrafterSpec(_Frozen):

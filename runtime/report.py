@@ -177,3 +177,34 @@ def print_manifest(manifest: Manifest, bundle: Path) -> None:
 
 def _versions(manifest: Manifest) -> str:
     return ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+
+
+def print_estimate(found: Any) -> None:
+    """Of `export.estimate.Estimate`."""
+    console = Console()
+    table = Table("part", "graphs", "parameters", "MB", title="Bundle", title_justify="left")
+    for part in found.parts:
+        table.add_row(part.name, ", ".join(part.graphs), f"{part.parameters / 1e6:,.1f} M", f"{part.bytes / 1e6:,.1f}")
+    parameters = sum(part.parameters for part in found.parts)
+    table.add_row("all", "", f"{parameters / 1e6:,.1f} M", f"{found.bundle_bytes / 1e6:,.1f}", style="bold")
+    console.print(table)
+    table = Table("context", "K/V, MB", title="On the phone", title_justify="left")
+    for context, size in found.kv_bytes.items():
+        mark = " (planned)" if context == found.context else ""
+        table.add_row(f"{context:,}{mark}", f"{size / 1e6:,.1f}")
+    console.print(table)
+    smallest = found.smallest_phone_gb
+    phone = "no phone has twice that" if smallest is None else f"a phone with {smallest} GB has twice that"
+    console.print(f"Weights beside the embedding tables, and K/V: {found.phone_bytes / 1e9:.2f} GB; {phone}.")
+    console.print(
+        f"The export: about {found.peak_bytes / 1e9:.1f} GB of memory, {found.disk_bytes / 1e9:.1f} GB of disk, "
+        f"{found.seconds / 60:.1f} minutes on two cores."
+    )
+    for limit in found.limits:
+        if limit.kept:
+            console.print(f"{MARKS['pass']} {limit.name}: {limit.needed / 1e9:.2f} of {limit.bound / 1e9:.2f} GB")
+        else:
+            console.print(
+                f"{MARKS['fail']} {limit.name}: {limit.needed / 1e9:.2f} GB, the limit is {limit.bound / 1e9:.2f} GB; "
+                f"{limit.mend}"
+            )

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Small widths: sliding windows, several prefill graphs and two verify widths, in as few graphs as that takes.
-WIDTHS = {"context": 96, "prefill": (8, 32), "verify": (5, 2)}
+# Test runs go side by side: two threads each, spinning for each other, are many times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What exports share is kept between test runs, but apart from the user's own.
+os.environ.setdefault("POCKETDRAFT_CACHE", str(Path(__file__).parents[1] / "build" / "cache"))
+# Small widths: sliding windows whose rings wrap within the ladder (48 slots, 62 positions), several prefill graphs and
+# two verify widths, in as few graphs as that takes.
+WIDTHS = {"context": 96, "prefill": (24, 32), "verify": (5, 2)}
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,11 @@ class Pair:
 
 @pytest.fixture(scope="session")
 def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
-    """Random weights in E2B's shape ("shared") or 12B's and 31B's ("dense"), saved as checkpoints."""
+    """Random weights in E2B's shape ("shared"), 12B's and 31B's ("dense") or a size's, saved as checkpoints."""
     import torch
+    from small_sizes import small_pair
 
+    from pocketdraft.export import sizes
     from pocketdraft.export.tiny import TARGET_DIR, configs
 
     torch.set_num_threads(1)
@@ -32,9 +39,12 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
 
     def make(shape: str) -> Pair:
         if shape not in made:
-            target = configs.target_config() if shape == "shared" else configs.dense_target_config()
-            target.sliding_window = 16
-            drafter = configs.drafter_config(target, centroids=shape == "shared", hidden=64)
+            if shape in sizes.names():
+                target, drafter = small_pair(shape)
+            else:
+                target = configs.target_config() if shape == "shared" else configs.dense_target_config()
+                target.sliding_window = 16
+                drafter = configs.drafter_config(target, centroids=shape == "shared", hidden=64)
             folder = tmp_path_factory.mktemp(shape)
             made[shape] = Pair(folder / "target", folder / "drafter")
             models = configs.random_pair(target, drafter, seed=0)

@@ -353,6 +353,7 @@ def command(tmp_path: Path, prompts: Path, *more: str) -> list[str]:
     return [str(COMMAND), "adapt", "--prompts", str(prompts), "--out", str(tmp_path / "out"), *more]
 
 
+@pytest.mark.slow
 def test_json_is_one_document_and_nothing_else_is_printed(tmp_path, prompts):
     line = command(tmp_path, prompts, "--minutes", "0.1", "--steps", "1", "--json")
     done = subprocess.run(line, capture_output=True, text=True)
@@ -360,7 +361,8 @@ def test_json_is_one_document_and_nothing_else_is_printed(tmp_path, prompts):
     assert json.loads(done.stdout)["out"] == str(tmp_path / "out")
 
 
-@pytest.mark.parametrize("stage", [pytest.param("Writing text", marks=pytest.mark.slow), "Training"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["Writing text", "Training"])
 def test_an_interrupted_adaptation_ends_at_once_and_leaves_nothing(tmp_path, prompts, stage):
     with subprocess.Popen(command(tmp_path, prompts, "--minutes", "0.3"), stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None

@@ -19,8 +19,9 @@ from transformers import Gemma4ForCausalLM
 from pocketdraft.export.adapter import Adapter, merged
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.hf_model import load_model
-from pocketdraft.export.models.gemma4 import load_target
+from pocketdraft.export.models.gemma4 import Target, load_target
 from pocketdraft.export.rungs import eager_pair, find_checkpoints
+from pocketdraft.export.stored import load
 from pocketdraft.runtime.errors import PocketdraftError
 
 RANK, ALPHA = 4, 12
@@ -56,6 +57,12 @@ def write(
 @pytest.fixture
 def base(make_pair: Callable[[str], Pair]) -> Path:
     return make_pair("shared").target
+
+
+def loaded(checkpoint: Checkpoint) -> Target:
+    target, places = load_target(checkpoint)
+    load(places, target)
+    return target
 
 
 def logits_of(model: nn.Module) -> Tensor:
@@ -123,9 +130,9 @@ def test_peft_gives_the_same_logits_and_weights(base, tmp_path, case):
     torch.testing.assert_close(logits_of(load_model(checkpoint, torch.float32, "sdpa")), wanted, atol=1e-4, rtol=1e-4)
     if case in ("linear", "rslora", "patterns", "saved norms", "saved head"):
         theirs = model.merge_and_unload().state_dict()
-        for name, weight in checkpoint.tensors():
-            torch.testing.assert_close(weight, theirs[name], atol=1e-6, rtol=1e-6)
-    exported = load_target(checkpoint)
+        for name, stored in checkpoint.tensors.items():
+            torch.testing.assert_close(stored.read(), theirs[name], atol=1e-6, rtol=1e-6)
+    exported = loaded(checkpoint)
     assert exported.lm_head.weight.equal(exported.embed_tokens.weight) == (
         case not in ("embedding", "head", "saved head", "saved embedding")
     )
@@ -138,7 +145,7 @@ def test_two_adapters_add_up(base, tmp_path):
     for adapter, scale in ((first, 3), (second, 0.5)):
         halves = load_file(adapter / "adapter_model.safetensors")
         weight = weight + scale * halves[f"{TEXT}{QUERY}.lora_B.weight"] @ halves[f"{TEXT}{QUERY}.lora_A.weight"]
-    found = dict(Checkpoint.open(base, [first, second]).tensors())[name]
+    found = Checkpoint.open(base, [first, second]).tensors[name].read()
     torch.testing.assert_close(found, weight, atol=1e-6, rtol=1e-6)
 
 
@@ -146,7 +153,7 @@ def test_a_module_saved_whole_by_the_second_adapter_drops_what_the_first_added(b
     key = f"{TEXT}{QUERY}.weight"
     whole = torch.full(shape_of(base, QUERY), 0.25)
     adapters = [write(tmp_path / "a", base), write(tmp_path / "b", base, (), more={key: whole})]
-    assert dict(Checkpoint.open(base, adapters).tensors())[f"model.{QUERY}.weight"].equal(whole)
+    assert Checkpoint.open(base, adapters).tensors[f"model.{QUERY}.weight"].read().equal(whole)
 
 
 def test_rows_may_be_asked_for_in_pieces(base, tmp_path):
@@ -170,13 +177,13 @@ def test_an_adapter_of_one_layout_fits_a_checkpoint_of_the_other(base, tmp_path,
     """What was trained beside a vision tower changes it too; only the text model is exported."""
     tower = {f"{prefix}vision_tower.encoder.layers.0.self_attn.q_proj.linear.lora_A.weight": torch.zeros(4, 32)}
     tower = {key.replace("language_model.", ""): tensor for key, tensor in tower.items()}
-    wanted = load_target(Checkpoint.open(base, [write(tmp_path / "plain", base)])).state_dict()
+    wanted = loaded(Checkpoint.open(base, [write(tmp_path / "plain", base)])).state_dict()
     shutil.copytree(base, tmp_path / "base")
     weights = load_file(base / "model.safetensors")
     renamed = {name.replace("model.", stored, 1): tensor for name, tensor in weights.items()}
     save_file(renamed, tmp_path / "base" / "model.safetensors")
     adapter = write(tmp_path / "adapter", base, prefix=prefix, more=tower)
-    found = load_target(Checkpoint.open(tmp_path / "base", [adapter])).state_dict()
+    found = loaded(Checkpoint.open(tmp_path / "base", [adapter])).state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
@@ -184,7 +191,8 @@ def test_a_drafter_takes_an_adapter_too(make_pair, tmp_path):
     folder = make_pair("shared").drafter
     key = "base_model.model.pre_projection.lora_{}.weight"
     halves = {key.format("A"): torch.randn(RANK, 256), key.format("B"): torch.randn(64, RANK)}
-    found = dict(Checkpoint.open(folder, [write(tmp_path, folder, (), more=halves)]).tensors())["pre_projection.weight"]
+    checkpoint = Checkpoint.open(folder, [write(tmp_path, folder, (), more=halves)])
+    found = checkpoint.tensors["pre_projection.weight"].read()
     wanted = (
         load_file(folder / "model.safetensors")["pre_projection.weight"]
         + 3 * halves[key.format("B")] @ halves[key.format("A")]

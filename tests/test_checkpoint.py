@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.models.gemma4 import load_target
-from pocketdraft.export.models.gemma4_assistant import load_drafter
 from pocketdraft.export.pair import check_pair
+from pocketdraft.export.pipeline import load_models
 from pocketdraft.runtime.errors import PocketdraftError
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
@@ -38,7 +38,7 @@ def refusal(pair: Path) -> str:
     with pytest.raises(PocketdraftError) as caught:
         target, drafter = Checkpoint.open(pair / "target"), Checkpoint.open(pair / "drafter")
         check_pair(target, drafter)
-        load_drafter(drafter, load_target(target).geometry)
+        load_models(target, drafter)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -47,7 +47,7 @@ def refusal(pair: Path) -> str:
 def test_a_good_pair_loads(pair):
     target, drafter = Checkpoint.open(pair / "target"), Checkpoint.open(pair / "drafter")
     check_pair(target, drafter)
-    load_drafter(drafter, load_target(target).geometry)
+    load_models(target, drafter)
 
 
 def test_a_folder_without_config_is_no_checkpoint(pair):
@@ -125,7 +125,8 @@ def test_sharded_weights_load(pair):
 
 def test_a_fused_checkpoint_loads_the_same_text_model(pair):
     """Gemma4ForConditionalGeneration keeps the text model under `model.language_model`, beside other towers."""
-    plain = load_target(Checkpoint.open(pair / "target")).state_dict()
+    drafter = Checkpoint.open(pair / "drafter")
+    plain = load_models(Checkpoint.open(pair / "target"), drafter).target.state_dict()
     weights = load_file(pair / "target" / "model.safetensors")
     fused = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in weights.items()}
     fused["model.vision_tower.patch.weight"] = torch.zeros(2, 2)
@@ -133,7 +134,7 @@ def test_a_fused_checkpoint_loads_the_same_text_model(pair):
     save_file(fused, pair / "target" / "model.safetensors")
     path = pair / "target" / "config.json"
     path.write_text(json.dumps({"model_type": "gemma4", "text_config": json.loads(path.read_text())}))
-    loaded = load_target(Checkpoint.open(pair / "target")).state_dict()
+    loaded = load_models(Checkpoint.open(pair / "target"), drafter).target.state_dict()
     assert loaded.keys() == plain.keys()
     assert all(torch.equal(loaded[name], plain[name]) for name in plain)
 

@@ -14,12 +14,19 @@ from transformers import (
     Gemma4Config,
     Gemma4ForCausalLM,
     Gemma4ForConditionalGeneration,
+    Gemma4UnifiedAudioConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForCausalLM,
+    Gemma4UnifiedForConditionalGeneration,
+    Gemma4UnifiedVisionConfig,
     Gemma4VisionConfig,
 )
 
+from pocketdraft.export import sizes
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.checkpoint import Checkpoint
-from pocketdraft.export.models import gemma4
+from pocketdraft.export.models import gemma4, gemma4_moe
+from pocketdraft.export.models.masks import MASKED, visible
 from pocketdraft.export.pipeline import load_models, make_steps
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.reference import TransformersEngine
@@ -58,7 +65,7 @@ def steps_of(pair: Pair, shape: str, head: str = "auto") -> tuple[Manifest, list
     geometry = gemma4.Geometry.from_config(files[0].text_config)
     drafter = DrafterSpec(
         kind="mtp",
-        head="centroid" if shape == "shared" and head == "auto" else "dense",
+        head="centroid" if files[1].config.use_ordered_embeddings and head == "auto" else "dense",
         position="pending",
         kv_full=geometry.last_owner("full"),
         kv_sliding=geometry.last_owner("sliding"),
@@ -109,10 +116,27 @@ def test_a_fused_checkpoint_agrees_with_transformers_fused_model(make_pair, tmp_
     assert disagreeing(reference, EagerEngine(manifest, steps)) == set()
 
 
+def test_a_fused_unified_checkpoint_agrees_with_transformers_fused_model(make_pair, tmp_path):
+    """12B's kind: other modalities are embedded without towers, under names that transformers changes on loading."""
+    pair = make_pair("12b")
+    text = Gemma4UnifiedForCausalLM.from_pretrained(pair.target)
+    vision = Gemma4UnifiedVisionConfig(patch_size=2, mm_embed_dim=64, mm_posemb_size=4, output_proj_dims=64)
+    config = Gemma4UnifiedConfig(text_config=text.config, vision_config=vision, audio_config=Gemma4UnifiedAudioConfig())
+    fused = Gemma4UnifiedForConditionalGeneration(config)
+    fused.model.language_model.load_state_dict(text.model.state_dict())
+    fused.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((pair.target / "tokenizer.json").read_bytes())
+    assert any(".vision_embedder." in name for name in Checkpoint.open(tmp_path).tensors)
+    manifest, steps = steps_of(Pair(tmp_path, pair.drafter), "12b")
+    reference = TransformersEngine(manifest, Checkpoint.open(tmp_path), Checkpoint.open(pair.drafter))
+    assert isinstance(reference.target, Gemma4UnifiedForConditionalGeneration)
+    assert disagreeing(reference, EagerEngine(manifest, steps)) == set()
+
+
 TARGET_GRAPHS = {"decode", "verify", "verify_2"}
 
 
-@pytest.mark.parametrize("shape", ["shared", "dense"])
+@pytest.mark.parametrize("shape", ["shared", "dense", *sizes.names()])
 def test_every_graph_agrees_with_transformers(reference, make_pair, shape):
     assert failing_graphs(reference, make_pair, shape) == set()
 
@@ -196,11 +220,10 @@ def test_trap_no_softcap_on_the_target(reference, make_pair, monkeypatch):
 
 
 def test_trap_sliding_window_read_forward(reference, make_pair, monkeypatch):
-    def forward_masks(mask, positions, window):
-        masks = original(mask, positions, window)
-        slots = torch.arange(mask.shape[-1])
-        ahead = slots[None] < positions[:, None] + window
-        masks["sliding"] = torch.where(mask & ahead[None, None], 0.0, gemma4.MASKED)
+    def forward_masks(mask, positions, window, held):
+        masks = original(mask, positions, window, held)
+        ahead = held[None] < positions[:, None] + window
+        masks["sliding"] = torch.where(visible(mask, held) & ahead[None, None], 0.0, MASKED)
         return masks
 
     original = gemma4.additive_masks
@@ -211,13 +234,13 @@ def test_trap_sliding_window_read_forward(reference, make_pair, monkeypatch):
 @pytest.mark.parametrize("off", [-1, 1])
 def test_trap_sliding_window_one_off(reference, make_pair, monkeypatch, off):
     original = gemma4.additive_masks
-    monkeypatch.setattr(gemma4, "additive_masks", lambda mask, at, window: original(mask, at, window + off))
+    monkeypatch.setattr(gemma4, "additive_masks", lambda mask, at, window, held: original(mask, at, window + off, held))
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
 
 
 def test_trap_bool_mask_added_instead_of_applied(reference, make_pair, monkeypatch):
-    def added(mask, positions, window):
-        return {"full": mask.float(), "sliding": mask.float()}
+    def added(mask, positions, window, held):
+        return {"full": mask.float(), "sliding": visible(mask, held).float()}
 
     monkeypatch.setattr(gemma4, "additive_masks", added)
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
@@ -242,3 +265,45 @@ def test_trap_drafter_reads_kv_one_past_or_one_short(reference, make_pair, monke
     original = mtp._DraftStep.forward
     monkeypatch.setattr(mtp._DraftStep, "forward", forward)
     assert failing_graphs(reference, make_pair, "shared") == {"mtp_drafter"}
+
+
+# That weights sum to 1 is for `test_moe.py`: the norm after the experts hides a factor of all of a token's.
+@pytest.mark.parametrize("forgotten", ["per_expert_scale", "scale", "temperature"])
+def test_trap_router_forgets(reference, make_pair, monkeypatch, forgotten):
+    def forward(self, x):
+        scaled = self.norm(x) * (1.0 if forgotten == "scale" else self.scale)
+        scores = self.proj(scaled * (1.0 if forgotten == "temperature" else self.temperature))
+        weights, chosen = torch.topk(torch.softmax(scores, -1), self.top)
+        weights = weights / weights.sum(-1, keepdim=True)
+        if forgotten != "per_expert_scale":
+            weights = weights * self.per_expert_scale[chosen]
+        return weights, chosen.to(torch.int32)
+
+    monkeypatch.setattr(gemma4_moe.Router, "forward", forward)
+    assert failing_graphs(reference, make_pair, "26b-a4b") >= TARGET_GRAPHS
+
+
+def test_trap_gates_and_ups_of_an_expert_exchanged(reference, make_pair, monkeypatch):
+    def rows(table, first, count, columns):
+        gates = columns == 64 and bool((first % (2 * count) == 0).all())
+        ups = columns == 64 and not gates
+        return original(table, first + count * gates - count * ups, count, columns)
+
+    original = gemma4_moe._rows
+    monkeypatch.setattr(gemma4_moe, "_rows", rows)
+    assert failing_graphs(reference, make_pair, "26b-a4b") >= TARGET_GRAPHS
+
+
+@pytest.mark.parametrize("wrong", ["experts", "router"])
+def test_trap_experts_or_router_fed_what_the_dense_branch_is(reference, make_pair, monkeypatch, wrong):
+    def feed_forward(self, x):
+        if not self.has_experts:  # the drafter
+            return original(self, x)
+        normed = self.pre_feedforward_layernorm(x)
+        given = normed if wrong == "experts" else self.pre_feedforward_layernorm_2(x)
+        mixed = self.experts(given[0], *self.router((normed if wrong == "router" else x)[0]))[None]
+        return self.post_feedforward_layernorm_1(self.mlp(normed)) + self.post_feedforward_layernorm_2(mixed)
+
+    original = gemma4.DecoderLayer._feed_forward
+    monkeypatch.setattr(gemma4.DecoderLayer, "_feed_forward", feed_forward)
+    assert failing_graphs(reference, make_pair, "26b-a4b") >= TARGET_GRAPHS

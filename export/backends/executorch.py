@@ -22,9 +22,10 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import DELEGATION_NAME, KV_READER, Part
 
 from ..checkpoint import Checkpoint
-from ..models.gemma4 import GELU, RMSNorm
+from ..models.layers import GELU, RMSNorm
 from ..plan import Plan, Progress, Recipes
-from ..step import Plain, Step, families, replace_modules, replace_weights, width_axes
+from ..quantized import Weights
+from ..step import Plain, Step, families, replace_modules, replace_weights, slots_of, width_axes
 
 FILE_NAME = "model.pte"
 # What the graph holds beside operators that cost something.
@@ -37,9 +38,8 @@ VERSIONED = ("executorch", "torchao")
 class InPlace(Plain):
     """K/V rows are written into the program's own buffers."""
 
-    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
-        slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
-        return cache.index_copy_(axis, slots, rows)
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int, ring: bool) -> Tensor:
+        return cache.index_copy_(axis, slots_of(cache, rows, start, axis), rows)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         # A matmul of four dimensions becomes expand, view and bmm, of which XNNPACK takes the bmm only.
@@ -69,10 +69,26 @@ class TanhGELU(nn.Module):
         return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))
 
 
+STREAMS = False
 OPERATORS = {"cpu": InPlace()}
 
 
-def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
+def check_rule(name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
+    """Raises PocketdraftError where ExecuTorch's kernels do not take a weight quantized so."""
+    if rule.dtype == "int2":
+        raise PocketdraftError(
+            f"The recipe asks for int2 in {name}, the executorch backend has int8 and int4; use dtype = 'int4'."
+        )
+    if isinstance(module, nn.Embedding) and rule.block:
+        raise PocketdraftError(
+            f"ExecuTorch's embeddings have a scale a row, the recipe asks for blocks of {rule.block} in {name}; "
+            "put a rule for it with block = 0 before."
+        )
+
+
+def write(
+    plan: Plan, steps: list[Step], weights: Weights, target: Checkpoint, folder: Path, progress: Progress
+) -> dict[str, Part]:
     """Writes `model.pte` into `folder`."""
     quantize_steps(steps, plan.recipes)
     # What XNNPACK computes, and computes right, in the place of norms and activations.

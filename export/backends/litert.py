@@ -1,31 +1,42 @@
-"""LiteRT: steps -> float flatbuffer (litert-torch) -> quantized flatbuffer (ai-edge-quantizer).
+"""LiteRT: steps -> flatbuffer without weights (litert-torch) -> the same, filled with quantized ones.
 
-One flatbuffer per part of the bundle, one signature per graph, weights shared between signatures.
+One flatbuffer per part of the bundle, one signature per graph, weights shared between signatures. Converted
+without weights, a graph of any size takes the memory and the time of its operators alone, and one conversion
+serves every recipe.
 """
 
 from __future__ import annotations
 
-import re
+import dataclasses
+import hashlib
 import shutil
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from pocketdraft.quantize.recipe import Recipe
+from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import SLOTS_NAME, Part
+from pocketdraft.runtime.manifest import SLOTS_NAME, Part, sha256
 
 from .. import litertlm
+from ..cache import key_of
 from ..checkpoint import Checkpoint
 from ..plan import Plan, Progress, Recipes
+from ..quantized import Weights
 from ..staging import require_space
 from ..step import Call, Plain, Step, all_weights, spec
+from ..tflite import fill
 
 # Google's own packages that write the file, beside torch and transformers.
-VERSIONED = ("litert-torch", "ai-edge-quantizer", "litert-lm-builder")
+VERSIONED = ("litert-torch", "litert-converter", "litert-lm-builder")
+SPARE_BYTES = 8 << 20  # for graphs, tokenizer and tables
 MASKED_ON_GPU = -1e4  # far below any score, and finite in float16
 
 
@@ -42,10 +53,18 @@ def _update_slice(cache: Tensor, rows: Tensor, at: Tensor) -> Tensor:
 
 
 class LiteRTOperators(Plain):
-    """K/V rows by tfl.dynamic_update_slice, in place where the runtime gives input and output one buffer."""
+    """K/V rows by tfl.dynamic_update_slice, in place where the runtime gives input and output one buffer.
 
-    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
-        return _update_slice(cache, rows, _first_slot(start, axis))
+    Of a ring that holds for one row; several may wrap around, and are put among the old ones by selection.
+    """
+
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int, ring: bool) -> Tensor:
+        size, count = cache.shape[axis], rows.shape[axis]
+        if not ring or count == 1:
+            return _update_slice(cache, rows, _first_slot(torch.remainder(start, size) if ring else start, axis))
+        index = torch.remainder(torch.arange(size, dtype=torch.int32) - start, size)
+        spread = rows.index_select(axis, torch.minimum(index, torch.tensor(count - 1, dtype=torch.int32)))
+        return torch.where((index < count).reshape([size if i == axis else 1 for i in range(4)]), spread, cache)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         # A plain matmul lowers to FULLY_CONNECTED with K as its "weights", which a recipe would then quantize.
@@ -106,22 +125,36 @@ def _unused(param: Tensor) -> Tensor:
     return (param.sum() * 0).to(torch.float32)
 
 
+STREAMS = True
 OPERATORS = {"cpu": LiteRTOperators(), "gpu": GPUOperators()}
 
 
-def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
+def check_rule(name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
+    """Raises PocketdraftError where LiteRT's CPU kernels do not take a weight quantized so."""
+    blocks = ("int4", "int2") if isinstance(module, nn.Embedding) else ("int4",)
+    if rule.block and rule.dtype not in ("float32", *blocks):
+        raise PocketdraftError(
+            f"LiteRT has no kernel for {name} as {rule.dtype} in blocks of {rule.block}; "
+            "use block = 0, or dtype = 'int4'."
+        )
+
+
+def write(
+    plan: Plan, steps: list[Step], weights: Weights, target: Checkpoint, folder: Path, progress: Progress
+) -> dict[str, Part]:
     """Writes `model.litertlm` into `folder`: a flatbuffer a part, tokenizer and metadata."""
-    require_space(folder, 8 * sum(module.weight.numel() for module in all_weights(steps).values()))
+    require_space(folder, SPARE_BYTES + 2 * sum(weight.levels_bytes for weight in weights.values()))
     scratch = folder / "lowering"
     scratch.mkdir()
     parts = {}
     grouped = [(part, list(group)) for part, group in groupby(steps, key=lambda step: step.spec.part)]
     for index, (part, group) in enumerate(grouped):
-        progress(f"Lowering and quantizing the {part.replace('_', ' ')}", index, len(grouped))
-        float_file, parts[part] = scratch / f"{part}.float.tflite", scratch / f"{part}.tflite"
-        lower(group, float_file)
-        quantize(group, plan.recipes.of(part), float_file, parts[part])
-        float_file.unlink()
+        progress(f"Lowering the {part.replace('_', ' ')}", index, len(grouped))
+        inputs = _weight_inputs(group)
+        with plan.cache.open(_key(group), partial(lower, group)) as file:
+            structure = file.read()
+        parts[part] = scratch / f"{part}.tflite"
+        fill(structure, {given: weights[name] for name, given in inputs.items()}, parts[part])
     progress("Packing", len(grouped), len(grouped))
     chat = litertlm.ChatFile(
         tokenizer=target.tokenizer_file,
@@ -136,48 +169,67 @@ def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progr
 
 
 def lower(steps: list[Step], path: Path) -> None:
-    """Converts the steps of one part to the float32 flatbuffer `path`."""
+    """Converts the steps of one part to the flatbuffer `path`, whose weights are inputs: see `_weight_inputs`.
+
+    Takes the weights out of the steps.
+    """
     from litert_torch._convert.interface import Converter
     from litert_torch.generative.export_hf.core.mu import mu_pass_lib
 
-    converter = Converter()
+    converter, inputs = Converter(), _weight_inputs(steps)
+    # Nothing but their shape is asked of them: one number stands for all of a weight's.
+    samples = {name: torch.zeros(()).expand(module.weight.shape) for name, module in all_weights(steps).items()}
+    for module in all_weights(steps).values():
+        module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
     for step in steps:
-        converter.add_signature(step.spec.name, step.module, sample_kwargs=step.sample_inputs())
+        own = {inputs[name]: samples[name] for name in step.weights}
+        converter.add_signature(step.spec.name, _WeightsGiven(step, inputs), sample_kwargs=step.sample_inputs() | own)
     mu_pass_lib.update_model(converter.convert(strict_export=False)).export(str(path))
 
 
-def quantize(steps: list[Step], recipe: Recipe, source: Path, path: Path) -> None:
-    """Writes the flatbuffer `path` from the float one, each weight in the precision that the recipe gives it.
+class _WeightsGiven(nn.Module):
+    """A step that takes its weights as inputs."""
 
-    Raises PocketdraftError where LiteRT has no kernel for a rule.
-    """
-    from ai_edge_quantizer.qtyping import QuantGranularity, TFLOperationName
-    from ai_edge_quantizer.quantizer import Quantizer
+    def __init__(self, step: Step, inputs: Mapping[str, str]) -> None:
+        super().__init__()
+        self.step = step.module
+        self.paths = {f"{path}.weight": inputs[step.weight_name(path)] for path in step.weight_paths}
 
-    work = Quantizer(str(source))
-    outputs = _outputs_of_weights(steps)
-    quantized = False
-    for name, module in all_weights(steps).items():
-        rule = recipe.rule_for(name)
-        if rule.dtype == "float32":
-            continue
-        linear = isinstance(module, nn.Linear)
-        try:
-            work.add_dynamic_config(
-                regex="|".join([_scope(name), *(f"^{output}(;|$)" for output in outputs.get(name, ()))]),
-                operation_name=TFLOperationName.FULLY_CONNECTED if linear else TFLOperationName.EMBEDDING_LOOKUP,
-                num_bits=rule.bits,
-                granularity=QuantGranularity[f"BLOCKWISE_{rule.block}" if rule.block else "CHANNELWISE"],
-            )
-        except ValueError as error:
-            raise PocketdraftError(
-                f"LiteRT has no kernel for {name} as {rule.dtype} in blocks of {rule.block}: {error}"
-            ) from error
-        quantized = True
-    if quantized:
-        work.quantize().export_model(str(path), overwrite=True)
-    else:
-        shutil.copyfile(source, path)
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        weights = {path: inputs.pop(given) for path, given in self.paths.items()}
+        outputs: dict[str, Tensor] = functional_call(self.step, weights, kwargs=inputs)
+        return outputs
+
+
+def _weight_inputs(steps: list[Step]) -> dict[str, str]:
+    """By weight, the name of the input that stands for it."""
+    return {name: f"weight_{index}" for index, name in enumerate(all_weights(steps))}
+
+
+def _key(steps: list[Step]) -> str:
+    """Names the conversion of these steps: all that goes into it but the weights."""
+    here = Path(__file__)
+    sources = [
+        here,
+        here.parents[1] / "step.py",
+        *here.parents[1].glob("models/*.py"),
+        *here.parents[1].glob("steps/*.py"),
+    ]
+    facts: list[object] = [(package, version(package)) for package in ("torch", "litert-torch", "litert-converter")]
+    facts += [sha256(path) for path in sorted(sources)]
+    for step in steps:
+        facts.append(step.spec.model_dump_json())
+        for path, module in step.module.named_modules():
+            plain = {name: repr(value) for name, value in vars(module).items() if _is_plain(value)}
+            facts.append((path, type(module).__qualname__, sorted(plain.items())))
+        for path, tensor in (*step.module.named_parameters(), *step.module.named_buffers()):
+            content = None if tensor.is_meta else hashlib.sha256(tensor.detach().numpy().tobytes()).digest()
+            facts.append((path, tuple(tensor.shape), content))
+    return key_of(*facts)
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, int | float | str | tuple) or dataclasses.is_dataclass(value)
 
 
 def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
@@ -201,34 +253,3 @@ def round_trip_rows(x: Tensor) -> Tensor:
     scale = ((high - low) / 255.0).clamp_min(1e-30)
     zero = torch.round(-128.0 - low / scale).clamp(-128, 127)
     return (torch.round(x / scale + zero).clamp(-128, 127) - zero) * scale
-
-
-def _outputs_of_weights(steps: list[Step]) -> dict[str, list[str]]:
-    """By weight, the graph outputs that are its operator's own: LiteRT names those `graph_output_output`."""
-    found: dict[str, list[str]] = {}
-    for step in steps:
-        if step.spec.role == "prefill":  # K/V only
-            continue
-        made: dict[str, Tensor] = {}
-        hooks = [
-            module.register_forward_hook(lambda _, inputs, output, name=name, made=made: made.update({name: output}))
-            for name, module in step.weights.items()
-        ]
-        with torch.no_grad():
-            outputs = step.module(**step.sample_inputs())
-        for hook in hooks:
-            hook.remove()
-        for name, tensor in made.items():
-            names = [f"{step.spec.name}_{key}_output" for key, output in outputs.items() if output is tensor]
-            found.setdefault(name, []).extend(names)
-    return found
-
-
-def _scope(weight: str) -> str:
-    """A pattern for the operator that uses this weight.
-
-    litert-torch names an operator's output by the modules around it, `Class_attribute/Class_attribute/...`,
-    and leaves containers out: `layers.3.mlp.up_proj` -> `_3/..._mlp/..._up_proj`.
-    """
-    path = weight.split(".")[1:]
-    return "/".join(rf"[^/;]*_{re.escape(name)}" for name in path if name != "layers") + r"(?![^/;\d])"

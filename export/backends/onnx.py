@@ -19,9 +19,10 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import PRESENT, Part
 
 from ..checkpoint import Checkpoint
-from ..models.gemma4 import RMSNorm
+from ..models.layers import RMSNorm
 from ..plan import Plan, Progress, Recipes
-from ..step import Plain, Positional, Step, families, replace_modules, replace_weights, width_axes
+from ..quantized import Weights
+from ..step import Plain, Positional, Step, families, replace_modules, replace_weights, slots_of, width_axes
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -53,26 +54,42 @@ class ScatteredRows(Plain):
     What index_copy becomes instead moves the axis to the front and back, and so copies the whole cache twice.
     """
 
-    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
-        slots = start.to(torch.int64) + torch.arange(rows.shape[axis])
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int, ring: bool) -> Tensor:
+        slots = slots_of(cache, rows, start, axis)
         shape = [-1 if i == axis else 1 for i in range(4)]
         return cache.scatter(axis, slots.reshape(shape).expand(rows.shape), rows)
 
 
+STREAMS = False
 OPERATORS = {"cpu": ScatteredRows()}
 
 
-def write(plan: Plan, steps: list[Step], target: Checkpoint, folder: Path, progress: Progress) -> dict[str, Part]:
+def check_rule(name: str, module: nn.Linear | nn.Embedding, rule: Rule) -> None:
+    """Raises PocketdraftError where ONNX Runtime's kernels do not take a weight quantized so."""
+    if rule.dtype == "int2":
+        raise PocketdraftError(
+            f"The recipe asks for int2 in {name}, the onnx backend has int8 and int4; use dtype = 'int4'."
+        )
+    if rule.dtype != "float32" and module.weight.shape[1] % 16:
+        raise PocketdraftError(
+            f"ONNX Runtime quantizes blocks of 16 inputs, {name} has rows of {module.weight.shape[1]}; "
+            "put a rule for it with dtype = 'float32' before."
+        )
+
+
+def write(
+    plan: Plan, steps: list[Step], weights: Weights, target: Checkpoint, folder: Path, progress: Progress
+) -> dict[str, Part]:
     """Writes `FAMILY.onnx` and `PART.bin` into `folder`."""
     quantize_steps(steps, plan.recipes)
     replace_modules(steps, {RMSNorm: FusedRMSNorm})
-    weights: dict[str, WeightFile] = {}
+    files: dict[str, WeightFile] = {}
     chosen = families(steps)
     for index, (family, step) in enumerate(chosen.items()):
         progress(f"Exporting {family}.onnx", index, len(chosen))
-        part = weights.setdefault(step.spec.part, WeightFile(folder / f"{step.spec.part}.bin"))
+        part = files.setdefault(step.spec.part, WeightFile(folder / f"{step.spec.part}.bin"))
         _export(step, part, folder / f"{family}.onnx")
-    return {name: Part(file=file.path.name, offset=0, size=file.path.stat().st_size) for name, file in weights.items()}
+    return {name: Part(file=file.path.name, offset=0, size=file.path.stat().st_size) for name, file in files.items()}
 
 
 def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
@@ -82,11 +99,6 @@ def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
         rule = recipes.rule_for(name)
         if rule.dtype == "float32":
             return module
-        if module.weight.shape[1] % 16:
-            raise PocketdraftError(
-                f"ONNX Runtime quantizes blocks of 16 inputs, {name} has rows of {module.weight.shape[1]}; "
-                "put a rule for it with dtype = 'float32' before."
-            )
         kind = NBitsLinear if isinstance(module, nn.Linear) else BlockQuantizedEmbedding
         return kind(module.weight, rule)
 
@@ -106,7 +118,7 @@ class _Quantized(nn.Module):
 
     def __init__(self, weight: Tensor, rule: Rule) -> None:
         super().__init__()
-        levels, scales = quantize(weight.detach().numpy(), rule)
+        levels, scales = quantize(weight.detach().numpy(), rule, signed=True)
         self.rows, self.columns = weight.shape
         self.bits = rule.bits
         self.block = 32 if self.columns % 32 == 0 else 16

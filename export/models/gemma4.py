@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,10 @@ from transformers import Gemma4TextConfig
 from pocketdraft.runtime.errors import PocketdraftError
 
 from ..checkpoint import Checkpoint
-
-Kind = Literal["full", "sliding"]
-
-# Finite, so that a row with nothing visible stays a number, and far below any score.
-MASKED = -1e9
+from ..stored import Places
+from .gemma4_moe import Experts, MixtureOfExperts, Router
+from .layers import GELU, RMSNorm, linear
+from .masks import Kind, additive_masks, held_positions
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,14 @@ class Geometry:
     softcap: float | None
     eps: float
     rope: Mapping[Kind, tuple[float, float]]  # kind -> (theta, rotated fraction of the head)
+    moe: MixtureOfExperts | None
 
     @staticmethod
     def from_config(config: Gemma4TextConfig, target: Geometry | None = None) -> Geometry:
         """A target's geometry, or its drafter's if `target` is given: a drafter's layers read the target's K/V.
 
-        Raises PocketdraftError for what the graphs do not cover (mixture of experts, biases).
+        Raises PocketdraftError for what the graphs do not cover (biases, other activations).
         """
-        if config.enable_moe_block:
-            raise PocketdraftError(
-                "The checkpoint is a mixture of experts (enable_moe_block); only dense Gemma 4 exports."
-            )
         if config.attention_bias or config.hidden_activation != "gelu_pytorch_tanh":
             raise PocketdraftError(
                 f"The checkpoint has attention_bias={config.attention_bias} and activation {config.hidden_activation}; "
@@ -96,11 +92,12 @@ class Geometry:
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
             layers=tuple(layers),
-            per_layer=config.hidden_size_per_layer_input or 0,
+            per_layer=getattr(config, "hidden_size_per_layer_input", 0) or 0,  # 12B's has none
             window=config.sliding_window,
             softcap=config.final_logit_softcapping,
             eps=config.rms_norm_eps,
             rope=rope,
+            moe=MixtureOfExperts.from_config(config),
         )
 
     def last_owner(self, kind: Kind) -> int:
@@ -109,7 +106,12 @@ class Geometry:
 
 
 class KVAccess(Protocol):
-    """How a graph reaches K/V: K is [1, G, S, d], V is [1, G, d, S] (transposed, as LiteRT-LM keeps it)."""
+    """How a graph reaches K/V: K is [1, G, S, d], V is [1, G, d, S] (transposed, as LiteRT-LM keeps it).
+
+    `last`, int32 [1], is the last position that K/V holds once the call has written.
+    """
+
+    last: Tensor
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Stores new rows, [1, G, T, d] each, at the call's positions."""
@@ -118,28 +120,6 @@ class KVAccess(Protocol):
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Attention as the backend computes it best: query and result [1, G, R, d], additive mask [1, 1, R, S]."""
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float, scaled: bool = True) -> None:
-        super().__init__()
-        self.size, self.eps = size, eps
-        self.weight = nn.Parameter(torch.empty(size)) if scaled else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps)
-        return x if self.weight is None else x * self.weight
-
-
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.Linear(inputs, outputs, bias=False)
-
-
-class GELU(nn.Module):
-    """The tanh approximation. A module, so that a backend can put its own in its place."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.gelu(x, approximate="tanh")
 
 
 def rotary(head_dim: int, theta: float, fraction: float, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,20 +137,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     low, high = x[..., :half], x[..., half:]
     return x * cos + torch.cat([-high, low], -1) * sin
-
-
-def additive_masks(mask: Tensor, positions: Tensor, window: int) -> dict[Kind, Tensor]:
-    """From what the runtime lets be seen (bool [1, 1, T, S]) to additive masks by attention kind.
-
-    A sliding layer sees slot s from position p if p - window < s; the runtime's mask bounds s from above.
-    """
-    slots = torch.arange(mask.shape[-1], dtype=torch.int32)
-    near = slots[None, :] > (positions[:, None] - window)
-    zero, masked = torch.tensor(0.0), torch.tensor(MASKED)
-    return {
-        "full": torch.where(mask, zero, masked),
-        "sliding": torch.where(mask & near[None, None], zero, masked),
-    }
 
 
 class Attention(nn.Module):
@@ -238,6 +204,13 @@ class DecoderLayer(nn.Module):
         self.pre_feedforward_layernorm = RMSNorm(hidden, eps)
         self.post_feedforward_layernorm = RMSNorm(hidden, eps)
         self.layer_scalar = nn.Parameter(torch.empty(1))
+        self.has_experts = geometry.moe is not None
+        if geometry.moe:
+            self.router = Router(hidden, geometry.moe, eps)
+            self.experts = Experts(hidden, geometry.moe)
+            self.post_feedforward_layernorm_1 = RMSNorm(hidden, eps)
+            self.post_feedforward_layernorm_2 = RMSNorm(hidden, eps)
+            self.pre_feedforward_layernorm_2 = RMSNorm(hidden, eps)
         if geometry.per_layer:
             self.per_layer_input_gate = linear(hidden, geometry.per_layer)
             self.per_layer_activation = GELU()
@@ -248,11 +221,18 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, per_layer: Tensor | None, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess
     ) -> Tensor:
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), rope, mask, kv))
-        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = x + self.post_feedforward_layernorm(self._feed_forward(x))
         if per_layer is not None:
             gated = self.per_layer_activation(self.per_layer_input_gate(x)) * per_layer
             x = x + self.post_per_layer_input_norm(self.per_layer_projection(gated))
         return x * self.layer_scalar
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        dense: Tensor = self.mlp(self.pre_feedforward_layernorm(x))
+        if not self.has_experts:
+            return dense
+        mixed = self.experts(self.pre_feedforward_layernorm_2(x)[0], *self.router(x[0]))[None]
+        return self.post_feedforward_layernorm_1(dense) + self.post_feedforward_layernorm_2(mixed)  # type: ignore[no-any-return]
 
 
 class Trunk(nn.Module):
@@ -269,7 +249,9 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
         g = self.geometry
-        masks = additive_masks(mask, positions, g.window)
+        sliding = next((layer.reads for layer in g.layers if layer.kind == "sliding"), None)
+        slots = mask.shape[-1] if sliding is None else kv.read(sliding)[0].shape[2]
+        masks = additive_masks(mask, positions, g.window, held_positions(slots, mask.shape[-1], kv.last))
         sizes = {layer.kind: layer.head_dim for layer in g.layers}
         ropes = {kind: rotary(size, *g.rope[kind], positions) for kind, size in sizes.items()}
         if per_layer is not None:
@@ -295,8 +277,9 @@ class Target(nn.Module):
             self.embed_tokens_per_layer = nn.Embedding(geometry.vocab, len(geometry.layers) * geometry.per_layer)
 
 
-def load_target(checkpoint: Checkpoint) -> Target:
+def load_target(checkpoint: Checkpoint) -> tuple[Target, Places]:
+    """The target with its large weights on the meta device, and where they lie."""
     with torch.device("meta"):
         target = Target(Geometry.from_config(checkpoint.text_config))
-    checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
-    return target.eval()
+    stored = checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
+    return target.eval(), stored

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from ..checkpoint import Checkpoint
-from .gemma4 import Geometry, Trunk, linear
+from ..stored import Places
+from .gemma4 import Geometry, Trunk
+from .layers import linear
 
 
 class CentroidHead(nn.Module):
@@ -56,14 +59,19 @@ class Drafter(nn.Module):
             self.masked_embedding = CentroidHead(geometry.vocab, geometry.hidden, centroids, top)
 
 
-def load_drafter(checkpoint: Checkpoint, target: Geometry) -> Drafter:
-    config = checkpoint.config
+def make_drafter(config: PretrainedConfig, target: Geometry) -> Drafter:
+    """Without weights, from a `Gemma4AssistantConfig`."""
     count = config.num_centroids if config.use_ordered_embeddings else 0
+    geometry = Geometry.from_config(config.get_text_config(), target)
+    return Drafter(geometry, config.backbone_hidden_size, count, config.centroid_intermediate_top_k)
+
+
+def load_drafter(checkpoint: Checkpoint, target: Geometry) -> tuple[Drafter, Places]:
+    """The drafter with its large weights on the meta device, and where they lie."""
     with torch.device("meta"):
-        geometry = Geometry.from_config(checkpoint.text_config, target)
-        drafter = Drafter(geometry, config.backbone_hidden_size, count, config.centroid_intermediate_top_k)
+        drafter = make_drafter(checkpoint.config, target)
     tied = {"lm_head.weight": "embed_tokens.weight"}
-    if count:
+    if drafter.has_centroids:
         tied["masked_embedding.rows.weight"] = "lm_head.weight"
-    checkpoint.load_into(drafter, tied)
-    return drafter.eval()
+    stored = checkpoint.load_into(drafter, tied)
+    return drafter.eval(), stored

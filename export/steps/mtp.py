@@ -29,7 +29,7 @@ class _DraftStep(nn.Module):
 
     def forward(self, activations: Tensor, input_pos: Tensor, mask: Tensor, **kv_cache: Tensor) -> dict[str, Tensor]:
         position = input_pos + self.offset
-        kv = StepKV(kv_cache, position, self.operators)
+        kv = StepKV(kv_cache, position, input_pos, mask.shape[-1], self.operators)
         hidden = self.trunk(self.pre_projection(activations), None, position, mask, kv)
         return {"logits": self.head(hidden), "projected_activations": self.post_projection(hidden)}
 

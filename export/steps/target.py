@@ -34,7 +34,8 @@ class _TargetStep(nn.Module):
         per_layer_embeddings: Tensor | None = None,
         **kv_cache: Tensor,
     ) -> dict[str, Tensor]:
-        kv = StepKV(kv_cache, input_pos[:1], self.operators)
+        start = input_pos[:1]
+        kv = StepKV(kv_cache, start, start + (input_pos.shape[0] - 1), mask.shape[-1], self.operators)
         hidden = self.trunk(embeddings, per_layer_embeddings, input_pos, mask, kv)
         if self.lm_head is None:
             return kv.tensors

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
-from transformers import (
-    Gemma4AssistantConfig,
-    Gemma4AssistantForCausalLM,
-    Gemma4ForCausalLM,
-    Gemma4TextConfig,
-)
+from transformers import AutoModelForCausalLM, Gemma4AssistantConfig, Gemma4TextConfig, PreTrainedModel
 
 from ..hf_compat import patch_transformers
 
@@ -101,27 +98,35 @@ def drafter_config(target: Gemma4TextConfig, centroids: bool, hidden: int = 64) 
 @torch.no_grad()
 def random_pair(
     target: Gemma4TextConfig, drafter: Gemma4AssistantConfig, seed: int
-) -> tuple[Gemma4ForCausalLM, Gemma4AssistantForCausalLM]:
+) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Random weights of the size that keeps activations near 1 and attention soft.
 
     A random net with sharp attention is chaotic: an error of 1e-7 grows until parity means nothing.
     """
     patch_transformers()
     torch.manual_seed(seed)
-    target_model, drafter_model = Gemma4ForCausalLM(target).eval(), Gemma4AssistantForCausalLM(drafter).eval()
+    target_model, drafter_model = (AutoModelForCausalLM.from_config(config).eval() for config in (target, drafter))
     for model in (target_model, drafter_model):
         for name, weight in model.named_parameters():
-            if name.endswith("q_norm.weight"):
-                weight.fill_(weight.shape[0] ** -0.5)
-            elif weight.dim() == 1:
-                weight.normal_(1.0, 0.1)
-            else:
-                weight.normal_(0.0, weight.shape[1] ** -0.5)
+            mean, std = weight_scale(name, weight.shape)
+            weight.normal_(mean, std) if std else weight.fill_(mean)
     for layer in target_model.model.layers:
         layer.layer_scalar.fill_(0.8)
     if drafter.use_ordered_embeddings:
         drafter_model.masked_embedding.token_ordering.copy_(torch.randperm(target.vocab_size))
     return target_model, drafter_model
+
+
+def weight_scale(name: str, shape: Sequence[int]) -> tuple[float, float]:
+    """Mean and standard deviation of a random weight by its name and shape in a checkpoint."""
+    if name.endswith("layer_scalar"):
+        return 0.8, 0.0
+    if name.endswith("q_norm.weight"):
+        return shape[0] ** -0.5, 0.0
+    if len(shape) == 1:
+        return 1.0, 0.1
+    # A router's input is scaled by hidden^-0.5: its choice would hang on rounding errors.
+    return 0.0, 1.0 if name.endswith("router.proj.weight") else shape[-1] ** -0.5
 
 
 def soften_attention(model: nn.Module) -> None:

@@ -1,0 +1,219 @@
+"""What an export will take and give, from configurations alone: no weight is read.
+
+The figures of memory and time come from a model of the streaming export, with constants measured on one machine
+(benchmarks/RESULTS.md has the check against whole runs). Sizes are exact up to padding and graph structure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from pocketdraft.quantize.recipe import Rule
+from pocketdraft.runtime.errors import PocketdraftError
+
+from . import sizes
+from .checkpoint import read_config
+from .kv_layout import KVLayout
+from .models.gemma4 import Geometry, Target
+from .models.gemma4_assistant import make_drafter
+from .pipeline import Models, backend_of, check_rules, make_steps
+from .plan import Plan
+from .step import Plain, Step, all_weights
+from .stored import CHUNK_BYTES
+from .tiny import DRAFTER_DIR, TARGET_DIR
+
+CONTEXTS = (4096, 8192, 16384, 32768)
+PHONES_GB = (4, 6, 8, 12, 16, 24)
+GB = 1e9
+FLATBUFFER_LIMIT = TENSOR_LIMIT = 2**31
+FILE_LIMIT = 2**32
+
+# Two cores of an AMD EPYC, litert-torch 0.10.0: the runs of benchmarks/RESULTS.md, "Real sizes".
+BASE_BYTES = 0.95 * GB  # torch, transformers and the converter, idle
+BYTES_PER_LAYER_GRAPH = 3.5e6  # of a layer in one target graph while it is converted
+SECONDS_PER_LAYER_GRAPH = 1.2
+SECONDS_PER_PARAMETER = 1 / 35e6  # read, rounded and written
+SECONDS_PER_BYTE = 1 / 400e6  # of the bundle: filled, packed, hashed
+FLOAT_COPIES = 2.5  # of the weights, in float32, that backends without streaming hold at their peak
+
+
+@dataclass(frozen=True)
+class PartEstimate:
+    """A part of the bundle; `bytes` of its weights and their scales."""
+
+    name: str
+    graphs: tuple[str, ...]
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that a phone or a file format bounds, both in bytes. `mend` says what to do beyond it."""
+
+    name: str
+    needed: int
+    bound: int
+    mend: str
+
+    @property
+    def kept(self) -> bool:
+        return self.needed <= self.bound
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`kv_bytes` by context; `peak_bytes`, `disk_bytes` and `seconds` are the export's; `phone_bytes` the app's."""
+
+    parts: tuple[PartEstimate, ...]
+    kv_bytes: dict[int, int]
+    context: int
+    peak_bytes: int
+    disk_bytes: int
+    seconds: float
+    phone_bytes: int
+    limits: tuple[Limit, ...]
+
+    @property
+    def bundle_bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def smallest_phone_gb(self) -> int | None:
+        """The least memory of which an app may well have half, None where no phone has enough."""
+        return next((size for size in PHONES_GB if self.phone_bytes <= size * GB / 2), None)
+
+    def to_json(self) -> dict[str, Any]:
+        found = asdict(self) | {"bundle_bytes": self.bundle_bytes, "smallest_phone_gb": self.smallest_phone_gb}
+        found["limits"] = [asdict(limit) | {"kept": limit.kept} for limit in self.limits]
+        return found
+
+
+def blank_models(target: PretrainedConfig, drafter: PretrainedConfig) -> Models:
+    """All parameters on the meta device."""
+    geometry = Geometry.from_config(target.get_text_config())
+    with torch.device("meta"):
+        return Models(Target(geometry), make_drafter(drafter, geometry), {})
+
+
+def estimate(plan: Plan, target: PretrainedConfig, drafter: PretrainedConfig) -> Estimate:
+    """Raises PocketdraftError for what no export could do (a rule that does not fit a weight, an odd geometry)."""
+    models = blank_models(target, drafter)
+    check_rules(plan, models)
+    steps, _ = make_steps(plan, models, Plain())
+    parts = _parts(plan, steps)
+    widest = plan.widest if plan.device == "cpu" else None
+    kv = {
+        context: _kv_bytes(KVLayout.of(models.target.geometry, context, widest))
+        for context in sorted({plan.context, *CONTEXTS})
+    }
+    bundle = sum(part.bytes for part in parts)
+    layers = len(models.target.geometry.layers) * sum(step.spec.part == "target" for step in steps)
+    streams = backend_of(plan).STREAMS
+    parameters = sum(part.parameters for part in parts)
+    peak = BASE_BYTES + layers * BYTES_PER_LAYER_GRAPH + 4 * CHUNK_BYTES + 4 * _scale_bytes(plan, steps)
+    if not streams:
+        peak = BASE_BYTES + FLOAT_COPIES * 4 * parameters
+    run = sum(part.bytes for part in parts if "embedder" not in part.name)
+    return Estimate(
+        parts=parts,
+        kv_bytes=kv,
+        context=plan.context,
+        peak_bytes=int(peak),
+        disk_bytes=int(3 * bundle if streams else 2 * bundle),
+        seconds=parameters * SECONDS_PER_PARAMETER + layers * SECONDS_PER_LAYER_GRAPH + bundle * SECONDS_PER_BYTE,
+        phone_bytes=run + kv[plan.context],
+        limits=_limits(plan, steps, bundle),
+    )
+
+
+def check_memory(plan: Plan, found: Estimate) -> None:
+    """Raises PocketdraftError if the export is expected to need more than `plan.max_memory`, or than there is."""
+    allowed = physical_memory() if plan.max_memory is None else plan.max_memory
+    if found.peak_bytes > allowed:
+        said = "This machine has" if plan.max_memory is None else "--max-memory is"
+        less = "drop graphs with --prefill and --drafts"
+        if not backend_of(plan).STREAMS:
+            less = "give --backend litert, which streams weights"
+        raise PocketdraftError(
+            f"{said} {allowed / GB:.1f} GB, the {plan.backend} export needs about {found.peak_bytes / GB:.1f} GB; "
+            f"allow that much, or {less}."
+        )
+
+
+def physical_memory() -> int:
+    """Of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_plans(plans: Sequence[Plan]) -> None:
+    """As `check_memory`, for what is about to be exported."""
+    for plan in plans:
+        check_memory(plan, estimate(plan, read_config(plan.target), read_config(plan.drafter)))
+
+
+def configs_of(
+    size: str | None, target: Path | None, drafter: Path | None
+) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """Of one of Google's sizes, of two folders, or of the embedded pair. Raises PocketdraftError."""
+    if size is not None and (target or drafter):
+        raise PocketdraftError(f"Both --size {size} and a folder were given; give one or the other.")
+    if size is not None:
+        return sizes.configs(size)
+    if (target is None) != (drafter is None):
+        raise PocketdraftError("Only one of --target and --drafter was given; give both or neither.")
+    return read_config(target or TARGET_DIR), read_config(drafter or DRAFTER_DIR)
+
+
+def _parts(plan: Plan, steps: list[Step]) -> tuple[PartEstimate, ...]:
+    names = list(dict.fromkeys(step.spec.part for step in steps))
+    found = []
+    for name in names:
+        own = [step for step in steps if step.spec.part == name]
+        weights = all_weights(own)
+        found.append(
+            PartEstimate(
+                name=name,
+                graphs=tuple(step.spec.name for step in own),
+                parameters=sum(module.weight.numel() for module in weights.values()),
+                bytes=sum(_bytes(module.weight, plan.recipes.rule_for(weight)) for weight, module in weights.items()),
+            )
+        )
+    return tuple(found)
+
+
+def _bytes(weight: torch.Tensor, rule: Rule) -> int:
+    """Levels, and scales: two bytes a block, or twelve a row (with its zero point)."""
+    rows, columns = weight.shape
+    scales = 0 if rule.dtype == "float32" else 2 * rows * columns // rule.block if rule.block else 12 * rows
+    return rows * columns * rule.bits // 8 + scales
+
+
+def _scale_bytes(plan: Plan, steps: list[Step]) -> int:
+    """Of the rows' scales, which lie in the flatbuffer proper and in memory while it is written."""
+    rules = {name: plan.recipes.rule_for(name) for name in all_weights(steps)}
+    return sum(
+        12 * module.weight.shape[0]
+        for name, module in all_weights(steps).items()
+        if rules[name].dtype != "float32" and not rules[name].block
+    )
+
+
+def _kv_bytes(layout: KVLayout) -> int:
+    return sum(4 * torch.Size(tensor.shape).numel() for tensor in layout.tensors())
+
+
+def _limits(plan: Plan, steps: list[Step], bundle: int) -> tuple[Limit, ...]:
+    biggest = max(_bytes(module.weight, plan.recipes.rule_for(name)) for name, module in all_weights(steps).items())
+    return (
+        Limit("a flatbuffer less its weights", _scale_bytes(plan, steps), FLATBUFFER_LIMIT, "use rules with blocks."),
+        Limit("one weight", biggest, TENSOR_LIMIT, "give the embedder fewer bits with --embedder-recipe."),
+        Limit("one file", bundle, FILE_LIMIT, "use fewer bits; some file systems and 32-bit processes take no more."),
+    )

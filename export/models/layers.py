@@ -1,0 +1,28 @@
+"""What the modules of a family are made of. A backend puts its own norms and activations in the place of these."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float, scaled: bool = True) -> None:
+        super().__init__()
+        self.size, self.eps = size, eps
+        self.weight = nn.Parameter(torch.empty(size)) if scaled else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps)
+        return x if self.weight is None else x * self.weight
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias=False)
+
+
+class GELU(nn.Module):
+    """The tanh approximation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(x, approximate="tanh")
