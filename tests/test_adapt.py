@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,9 +24,9 @@ from transformers import (
     Gemma4VisionConfig,
 )
 
-from pocketdraft.export import course, written
+from pocketdraft.export import adapt, course, muon, written
 from pocketdraft.export.checkpoint import Checkpoint
-from pocketdraft.export.distil import draft_tokens
+from pocketdraft.export.distil import draft_tokens, teach, unroll
 from pocketdraft.export.hf_compat import patch_for_training
 from pocketdraft.export.hf_model import load_model
 from pocketdraft.export.pair import check_pair
@@ -33,8 +34,10 @@ from pocketdraft.export.rungs import eager_pair
 from pocketdraft.export.tiny import DRAFTER_DIR, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.export.written import Exam, Writer
 from pocketdraft.runtime import adaptation
+from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.prompts import read_prompts
+from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.stats import Stats
 from pocketdraft.runtime.target import Target
@@ -143,6 +146,27 @@ def test_acceptance_of_texts_that_a_stop_token_ends(tmp_path, monkeypatch):
     assert 0 < found.accepted <= wanted.accepted
 
 
+@pytest.mark.parametrize("anchor", [20, 62, 63, 64, 90])
+def test_drafts_at_any_anchor_are_those_of_the_graph(anchor):
+    """Below, at and beyond the sliding window of 64 tokens."""
+    (tokens,) = tokens_of([read_prompts(PROMPTS_FILE)[20].text * 3])
+    engine = eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR), 512)
+    target, handle = Target(engine), engine.new_cache()
+    cache = Cache(handle, 512)
+    target.prefill(cache, tokens[:anchor])
+    hidden = target.verify(cache, tokens[anchor], Proposal.chain([])).hidden
+    cache.keep((0,))
+    activations = np.concatenate([target.embed(tokens[anchor + 1]), hidden[None]], -1)
+    inputs = {"activations": activations, **target.positions(cache.length - 1, 1)}
+    wanted = engine.run("mtp_drafter", inputs, handle)["projected_activations"]
+    drafter = load_model(Checkpoint.open(DRAFTER_DIR), torch.float32, "sdpa")
+    teacher = teach(writer_of().target, torch.tensor([tokens[:120]]))
+    with torch.no_grad():
+        (state,) = unroll(drafter, teacher, 1, torch.tensor([anchor]))
+        found = drafter.post_projection(state).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
 @pytest.mark.parametrize("centroids", [True, False])
 def test_drafts_are_those_of_transformers_head(centroids):
     drafter = load_model(Checkpoint.open(DRAFTER_DIR), torch.float32, "sdpa")
@@ -233,6 +257,38 @@ def test_an_earlier_step_is_kept_where_later_ones_are_worse(small, tmp_path, pro
     found = run(tmp_path, prompts, drafter=stale, steps=16)
     assert 0 < found["kept_step"] <= 8
     assert found["after"]["per_round"] > found["before"]["per_round"]
+
+
+def test_a_rate_that_spoils_is_lowered(small, tmp_path, prompts, stale, monkeypatch):
+    monkeypatch.setattr(course, "RATE", 200.0)
+    monkeypatch.setattr(course, "MEASUREMENTS", 8)
+    found = run(tmp_path, prompts, drafter=stale, steps=24)
+    assert found["after"]["per_round"] > found["before"]["per_round"] + 0.1
+
+
+def test_after_a_spoiled_step_it_goes_on_from_the_best(small, tmp_path, prompts, stale, monkeypatch):
+    monkeypatch.setattr(course, "MEASUREMENTS", 8)
+    monkeypatch.setattr(muon, "WARM_STEPS", 1)
+    step = course.Optimizer.step
+
+    def spoil(optimizer, index, done):
+        step(optimizer, index, done)
+        if done == 0.5:
+            with torch.no_grad():
+                for weight in optimizer._model.parameters():
+                    weight.zero_()  # nothing is learned from here: every gradient is zero
+
+    monkeypatch.setattr(course.Optimizer, "step", spoil)
+    assert run(tmp_path, prompts, drafter=stale, steps=16)["kept_step"] > 9
+
+
+def test_nothing_is_learned_from_the_prompts_that_measure(tmp_path, prompts):
+    """Not even from a second copy of one."""
+    lines = prompts.read_text().splitlines()
+    prompts.write_text("\n".join([*lines, *lines]))
+    inputs = adapt.check(adapt.Task(TARGET_DIR, DRAFTER_DIR, prompts, tmp_path / "out"))
+    assert inputs.held_out == tokens_of(TEXTS)[4::5]
+    assert inputs.practice == [tokens for index, tokens in enumerate(tokens_of(TEXTS)) if index % 5 != 4]
 
 
 def test_time_ends_the_work(small, tmp_path, prompts):
@@ -333,7 +389,8 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, prompts):
 
 
 @pytest.mark.parametrize("mark", ["thesis.tex", "bundle.json"])
-def test_what_is_no_adapted_drafter_is_not_overwritten(tmp_path, prompts, mark):
+def test_what_is_no_adapted_drafter_is_not_overwritten(tmp_path, prompts, mark, monkeypatch):
+    monkeypatch.setattr(adapt, "load_model", None)  # it is refused before any work
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / mark).write_text("mine")
     assert "out exists and is no drafter made by `pocketdraft adapt`" in refusal(tmp_path, prompts)
@@ -343,7 +400,9 @@ def test_what_is_no_adapted_drafter_is_not_overwritten(tmp_path, prompts, mark):
 def test_a_target_that_answers_with_a_stop_token_only_is_told(tmp_path, prompts):
     shutil.copytree(TARGET_DIR, tmp_path / "target")
     (tmp_path / "target" / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(2048))}))
+    started = time.monotonic()
     assert "target wrote nothing after the prompts of" in refusal(tmp_path, prompts, target=tmp_path / "target")
+    assert time.monotonic() - started < 30  # and not when the five minutes are over
 
 
 # --- the command
