@@ -47,6 +47,7 @@ HELD_OUT = 8  # one section in so many
 PROMPT_TOKENS, PROMPTS, TEST_PROMPTS = 56, 240, 16
 LENGTH, ROWS = 256, 8
 SCALE = 2.0  # of the adapter: alpha / r
+RATE = 0.2  # of those of a training from nothing
 
 
 def sections(handbook: Path) -> list[str]:
@@ -87,7 +88,7 @@ def fine_tune(tokens: Tensor, folder: Path, rank: int, steps: int) -> None:
     for module in adapted.values():
         nn.utils.parametrize.register_parametrization(module, "weight", LoRA(module.weight, rank))
         module.parametrizations.weight.original.requires_grad_(False)
-    optimizer = Optimizer(model, 0.5)
+    optimizer = Optimizer(model, RATE)
     for index in range(steps):
         starts = torch.randint(len(tokens) - LENGTH, (ROWS,)).tolist()
         rows = torch.stack([tokens[start : start + LENGTH + 1] for start in starts])
@@ -109,6 +110,17 @@ def fine_tune(tokens: Tensor, folder: Path, rank: int, steps: int) -> None:
         "base_model_name_or_path": "the embedded target",
     }
     (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+@torch.no_grad()
+def loss_of(lora: list[Path], tokens: Tensor) -> float:
+    """Nats a token, over the first 32 windows."""
+    model, rows = (
+        load_model(Checkpoint.open(TARGET_DIR, lora), torch.float32, "sdpa"),
+        tokens[: 32 * LENGTH].view(32, LENGTH),
+    )
+    logits = model(input_ids=rows[:, :-1], use_cache=False).logits
+    return round(cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item(), 2)
 
 
 def measure(lora: list[Path], drafter: Path, prompts: list[Prompt], tokens: int) -> dict[str, dict[str, float]]:
@@ -161,23 +173,31 @@ def main() -> None:
         minutes["fine-tuning"] = round((time.process_time() - started) / 60, 1)
     started = time.process_time()
     task = Task(TARGET_DIR, DRAFTER_DIR, prompts, work / "drafter", (lora,), chosen.minutes)
-    record = adapt(task, lambda what, *_: print(f"\r{what}", end="", flush=True))
+    with terminal.progress(quiet=False) as advance:
+        record = adapt(task, advance)
     minutes["adapting"] = round((time.process_time() - started) / 60, 1)
 
+    held_out = torch.tensor(tokenizer.encode("\n".join(texts[::HELD_OUT])))
+    losses = {"base": loss_of([], held_out), "fine-tuned": loss_of([lora], held_out)}
     pairs: dict[str, tuple[list[Path], Path]] = {
         "base pair": ([], DRAFTER_DIR),
         "fine-tuned, old drafter": ([lora], DRAFTER_DIR),
         "fine-tuned, adapted drafter": ([lora], task.out),
     }
     found = {name: measure(*pair, test, chosen.max_tokens) for name, pair in pairs.items()}
-    print("\n\n| domain | figure | " + " | ".join(pairs) + " |")
+    print("\n| domain | figure | " + " | ".join(pairs) + " |")
     print("| --- | --- |" + " --- |" * len(pairs))
     for domain in found["base pair"]:
         for figure in ("greedy", "novel", "sampled", "prompt_lookup"):
             print(
                 f"| {domain} | {figure} | " + " | ".join(f"{row[domain][figure]:.2f}" for row in found.values()) + " |"
             )
-    print(json.dumps({"accepted_per_round": found, "cpu_minutes": minutes, "adapt": asdict(record)}))
+    print(f"\nHeld-out French, nats a token: base {losses['base']}, fine-tuned {losses['fine-tuned']}")
+    print(
+        json.dumps(
+            {"accepted_per_round": found, "french_nats": losses, "cpu_minutes": minutes, "adapt": asdict(record)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ prompts is held out: what the draft-verify loop accepts there decides which weig
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
@@ -19,10 +18,6 @@ from typing import Literal
 
 import torch
 from safetensors.torch import save as to_bytes
-from torch import Tensor
-from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
-from transformers import Gemma4AssistantForCausalLM, PreTrainedModel
 
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import sha256
@@ -31,30 +26,20 @@ from pocketdraft.runtime.stats import Stats
 from pocketdraft.runtime.text import Tokenizer
 
 from .checkpoint import Checkpoint
-from .distil import distillation_loss, teach
+from .course import ANCHORS, DEPTH, DRAFTS, LOGITS_A_STEP, TEXTS_A_STEP, Course, State
 from .hf_model import load_model
-from .muon import Optimizer
 from .pair import check_pair
 from .plan import Progress
 from .staging import ADAPTED, check_out, staged
 from .stored import DTYPES
 from .written import Exam, Prompt, Text, Writer
 
-DRAFTS = 4  # a round, where acceptance is measured
-DEPTH = 6  # drafts unrolled in training
-TEXTS_A_STEP, ANCHORS = 6, 100
-LOGITS_A_STEP = 1 << 25  # of one draft, at most: 128 MB
-RATE = 0.5  # of the learning rates that a drafter starts from nothing with
-SPOILED = 0.9  # of the best acceptance: below, the rate was too high
-MEASUREMENTS = 8
 HELD_OUT, MOST_HELD_OUT = 5, 32  # one prompt in HELD_OUT
 WRITING_SHARE = 0.25  # of the time
 LEAST_NEW = 16  # tokens of the context left for the target's own text
 SMALL_BYTES = 1 << 30
 MOST_TEXTS = 4096
-LEAST_ANCHORS = 8
 COPIED = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*")
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -128,7 +113,7 @@ def check(task: Task) -> Inputs:
     if task.context > longest:
         raise PocketdraftError(f"--context is {task.context}, {task.target} was made for {longest}; give at most that.")
     tokenizer = Tokenizer(target.tokenizer_file, target.tokens().bos)
-    prompts: list[Prompt] = []
+    unique: dict[tuple[int, ...], None] = {}
     for number, prompt in enumerate(read_prompts(task.prompts), 1):
         tokens = tokenizer.encode(prompt.text)
         if len(tokens) > task.context - LEAST_NEW:
@@ -136,8 +121,8 @@ def check(task: Task) -> Inputs:
                 f"{task.prompts}: prompt {number} has {len(tokens)} tokens, --context {task.context} has room for "
                 f"{task.context - LEAST_NEW} beside the target's own text; shorten it or raise --context."
             )
-        if tokens not in prompts:
-            prompts.append(tokens)
+        unique[tuple(tokens)] = None
+    prompts = [list(tokens) for tokens in unique]
     if len(prompts) < 2:
         raise PocketdraftError(
             f"{task.prompts} holds one prompt only; give two at least, one in {HELD_OUT} is held out to measure with."
@@ -151,7 +136,7 @@ def memory_needed(inputs: Inputs, device: str) -> str:
     dtype = _dtype(inputs.target, device)
     target = dtype.itemsize * _parameters(inputs.target) / 1e9
     drafter = 24 * _parameters(inputs.drafter) / 1e9  # weights three times, gradient, two moments: float32
-    logits = 8 * DEPTH * min(LOGITS_A_STEP, 600 * inputs.target.text_config.vocab_size) * 4 / 1e9
+    logits = 8 * DEPTH * min(LOGITS_A_STEP, TEXTS_A_STEP * ANCHORS * inputs.target.text_config.vocab_size) * 4 / 1e9
     return (
         f"about {target + drafter + logits:.1f} GB on {device}: target {target:.1f} in {str(dtype)[6:]}, "
         f"drafter and optimizer {drafter:.1f}, logits {logits:.1f}"
@@ -187,6 +172,7 @@ def adapt(task: Task, progress: Progress = lambda *_: None) -> Record:
     steps, before, kept = Course(model, drafter, exam, texts, _dtypes(inputs.drafter), task.steps, deadline).run(
         progress
     )
+    progress("Writing the drafter", 0, 1)
     record = Record(
         target=inputs.target.name,
         target_sha256=inputs.target.sha256(),
@@ -207,80 +193,6 @@ def adapt(task: Task, progress: Progress = lambda *_: None) -> Record:
     )
     save(inputs.drafter, kept.state, record, task.out)
     return record
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Weights after so many steps, by name and of the types in the checkpoint, and the rounds that they make."""
-
-    step: int
-    state: State
-    stats: Stats
-
-
-@dataclass(frozen=True)
-class Course:
-    """The training; `texts` are those written greedily (False) and those sampled (True), half of each step."""
-
-    target: PreTrainedModel
-    drafter: Gemma4AssistantForCausalLM
-    exam: Exam
-    texts: dict[bool, list[Text]]
-    dtypes: dict[str, torch.dtype]
-    steps: int | None
-    deadline: float
-
-    def run(self, progress: Progress) -> tuple[int, Stats, Kept]:
-        """Steps taken, the rounds of the old weights, and the best of what came up, the old weights included.
-
-        Rates that suit one size spoil another: where acceptance falls, it goes on from the best with a lower rate.
-        """
-        random, rate, index, warm, measured, done = torch.Generator().manual_seed(0), RATE, 0, 0, 0, 0.0
-        start = time.monotonic()
-        kept = first = self._measured(0, copy.deepcopy(self.drafter))
-        end = self.deadline - (time.monotonic() - start)  # the last measurement takes as long
-        optimizer = Optimizer(self.drafter.train(), rate)
-        while done < 1:
-            self._loss(random).backward()
-            optimizer.step(warm, done)
-            index, warm = index + 1, warm + 1
-            done = (time.monotonic() - start) / max(end - start, 1e-6)
-            done = min(1.0, max(done, index / self.steps if self.steps else 0.0))
-            progress(f"Training, {kept.stats.accepted_per_round:.2f} accepted a round", round(100 * done), 100)
-            if done * MEASUREMENTS >= measured + 1:
-                measured = int(done * MEASUREMENTS)
-                now = self._measured(index, copy.deepcopy(self.drafter))
-                kept = max(kept, now, key=lambda one: one.stats.accepted_per_round)
-                if now.stats.accepted_per_round < SPOILED * kept.stats.accepted_per_round:
-                    self.drafter.load_state_dict(kept.state, strict=False)
-                    rate, warm = rate / 4, 0
-                    optimizer = Optimizer(self.drafter, rate)
-        return index, first.stats, kept
-
-    def _measured(self, step: int, copied: Gemma4AssistantForCausalLM) -> Kept:
-        """With the weights rounded as they will be stored."""
-        weights = copied.state_dict()
-        state = {name: weights[name].to(dtype, copy=True) for name, dtype in self.dtypes.items()}
-        copied.load_state_dict(state, strict=False)
-        return Kept(step, state, self.exam.measure(copied.eval(), DRAFTS))
-
-    def _loss(self, random: torch.Generator) -> Tensor:
-        batch = [self._draw(bool(row % 2), random) for row in range(TEXTS_A_STEP)]
-        device = self.target.device
-        rows = pad_sequence([text.tokens for text in batch], batch_first=True)
-        first, last = min(text.prompt for text in batch) - 1, rows.shape[1] - 3
-        count = max(LEAST_ANCHORS, min(ANCHORS, LOGITS_A_STEP // TEXTS_A_STEP // self.target.vocab_size))
-        anchors = first + torch.randperm(last + 1 - first, generator=random)[:count].sort().values
-        weight = torch.stack([(anchors >= text.prompt - 1) & (anchors < len(text.tokens) - 2) for text in batch])
-        lengths = torch.tensor([len(text.tokens) for text in batch])
-        teacher = teach(self.target, pad(rows, (0, DEPTH)).to(device))
-        return distillation_loss(
-            self.drafter, teacher, DEPTH, anchors.to(device), weight.float().to(device), lengths.to(device)
-        )
-
-    def _draw(self, sampled: bool, random: torch.Generator) -> Text:
-        texts = self.texts[sampled] or self.texts[not sampled]
-        return texts[int(torch.randint(len(texts), (), generator=random))]
 
 
 def save(drafter: Checkpoint, state: State, record: Record, out: Path) -> None:

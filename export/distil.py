@@ -102,7 +102,7 @@ def distillation_loss(
         each = _loss(drafter.lm_head(state), wanted, choice)
         if head is not None:
             each = each + centroid_loss(head, state.detach(), wanted)
-        weight = weight * (anchors + k + 1 < lengths[:, None])
+        weight = weight * (anchors + k + 2 < lengths[:, None])
         loss = loss + DEPTH_DECAY**k * (weight * each).sum() / weight.sum().clamp_min(1e-6)
         total += DEPTH_DECAY**k
         if k + 1 < depth:  # where the text leaves the target's choice, later drafts would not be reached

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Gemma4AssistantForCausalLM, PreTrainedModel
+from transformers import Gemma4AssistantForCausalLM, GenerationConfig, PreTrainedModel
 
 from pocketdraft.runtime.stats import Stats
 
@@ -45,6 +45,7 @@ class Writer:
         longest, device = max(map(len, prompts)), self.target.device
         padding = [longest - len(prompt) for prompt in prompts]
         chosen = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
+        self.target.generation_config = GenerationConfig()  # the checkpoint's own may punish repetition: no graph does
         output = self.target.generate(
             torch.tensor([[0] * left + prompt for left, prompt in zip(padding, prompts, strict=True)], device=device),
             attention_mask=torch.tensor([[0] * left + [1] * (longest - left) for left in padding], device=device),

@@ -11,16 +11,22 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_adapter import write
 from test_cli import COMMAND, names
-from transformers import Gemma4AssistantForCausalLM
+from transformers import (
+    Gemma4AssistantForCausalLM,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4VisionConfig,
+)
 
-from pocketdraft.export import adapt, written
+from pocketdraft.export import adapt, course, muon, written
 from pocketdraft.export.checkpoint import Checkpoint
-from pocketdraft.export.distil import draft_tokens
+from pocketdraft.export.distil import draft_tokens, teach, unroll
 from pocketdraft.export.hf_compat import patch_for_training
 from pocketdraft.export.hf_model import load_model
 from pocketdraft.export.pair import check_pair
@@ -28,8 +34,10 @@ from pocketdraft.export.rungs import eager_pair
 from pocketdraft.export.tiny import DRAFTER_DIR, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.export.written import Exam, Writer
 from pocketdraft.runtime import adaptation
+from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.prompts import read_prompts
+from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.stats import Stats
 from pocketdraft.runtime.target import Target
@@ -44,8 +52,8 @@ TUNED = ("layers.0.mlp.down_proj", "layers.1.self_attn.o_proj", "layers.2.mlp.do
 def small(monkeypatch):
     """Texts and steps of a size for tests."""
     monkeypatch.setattr(written, "NEW_TOKENS", 40)
-    monkeypatch.setattr(adapt, "ANCHORS", 30)
-    monkeypatch.setattr(adapt, "MEASUREMENTS", 2)
+    monkeypatch.setattr(course, "ANCHORS", 30)
+    monkeypatch.setattr(course, "MEASUREMENTS", 2)
 
 
 @pytest.fixture
@@ -77,8 +85,9 @@ def tokens_of(texts: list[str], target: Path = TARGET_DIR) -> list[list[int]]:
     return [tokenizer.encode(text) for text in texts]
 
 
-def writer_of(stop: tuple[int, ...] = (1,), context: int = 512) -> Writer:
-    return Writer(load_model(Checkpoint.open(TARGET_DIR), torch.float32, "sdpa"), context, stop)
+def writer_of(target: Path = TARGET_DIR, context: int = 512) -> Writer:
+    checkpoint = Checkpoint.open(target)
+    return Writer(load_model(checkpoint, torch.float32, "sdpa"), context, checkpoint.tokens().stop)
 
 
 def run(tmp_path: Path, prompts: Path, lora=(), steps: int | None = 20, **options) -> dict:
@@ -113,15 +122,20 @@ def test_acceptance_is_that_of_the_runtime_s_loop(monkeypatch):
 
 
 def test_acceptance_of_texts_that_a_stop_token_ends(tmp_path, monkeypatch):
-    """Rounds and tokens are the loop's; only drafts after the stop token, of which nobody knows, are left out."""
+    """Rounds and tokens are the loop's, whatever else the checkpoint asks of transformers' generation.
+
+    Only drafts after the stop token, of which nobody knows, are left out.
+    """
     monkeypatch.setattr(written, "NEW_TOKENS", 64)
     stop = (1, *tokens_of(["\n"])[0][1:], *tokens_of(["the"])[0][1:])
     shutil.copytree(TARGET_DIR, tmp_path / "target")
-    (tmp_path / "target" / "generation_config.json").write_text(json.dumps({"eos_token_id": stop, "bos_token_id": 2}))
+    (tmp_path / "target" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": stop, "repetition_penalty": 1.5})
+    )
     target = Checkpoint.open(tmp_path / "target")
     prompts = tokens_of(TEXTS)
     wanted, texts = loop(eager_pair(target, Checkpoint.open(DRAFTER_DIR), 512), prompts, 64)
-    exam = Exam.set_by(writer_of(stop), prompts, FAR)
+    exam = Exam.set_by(writer_of(tmp_path / "target"), prompts, FAR)
     found = exam.measure(load_model(Checkpoint.open(DRAFTER_DIR), torch.float32, "sdpa"), 4)
     found.check()
     texts = [text for text, prompt in zip(texts, prompts, strict=True) if len(text) > len(prompt) + 1]
@@ -130,6 +144,27 @@ def test_acceptance_of_texts_that_a_stop_token_ends(tmp_path, monkeypatch):
     at_once = len(prompts) - len(texts)  # ended by a stop token at once: a round each, in which nothing is drafted
     assert (found.rounds, found.emitted) == (wanted.rounds - at_once, wanted.emitted - at_once)
     assert 0 < found.accepted <= wanted.accepted
+
+
+@pytest.mark.parametrize("anchor", [20, 62, 63, 64, 90])
+def test_drafts_at_any_anchor_are_those_of_the_graph(anchor):
+    """Below, at and beyond the sliding window of 64 tokens."""
+    (tokens,) = tokens_of([read_prompts(PROMPTS_FILE)[20].text * 3])
+    engine = eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR), 512)
+    target, handle = Target(engine), engine.new_cache()
+    cache = Cache(handle, 512)
+    target.prefill(cache, tokens[:anchor])
+    hidden = target.verify(cache, tokens[anchor], Proposal.chain([])).hidden
+    cache.keep((0,))
+    activations = np.concatenate([target.embed(tokens[anchor + 1]), hidden[None]], -1)
+    inputs = {"activations": activations, **target.positions(cache.length - 1, 1)}
+    wanted = engine.run("mtp_drafter", inputs, handle)["projected_activations"]
+    drafter = load_model(Checkpoint.open(DRAFTER_DIR), torch.float32, "sdpa")
+    teacher = teach(writer_of().target, torch.tensor([tokens[:120]]))
+    with torch.no_grad():
+        (state,) = unroll(drafter, teacher, 1, torch.tensor([anchor]))
+        found = drafter.post_projection(state).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("centroids", [True, False])
@@ -196,7 +231,7 @@ def test_an_adapted_drafter_accepts_more_and_is_a_whole_checkpoint(small, tmp_pa
 
 
 def test_where_nothing_is_gained_the_old_weights_stay_and_it_says_so(small, tmp_path, prompts, capsys, monkeypatch):
-    monkeypatch.setattr(adapt, "RATE", 50.0)
+    monkeypatch.setattr(course, "RATE", 50.0)
     found = run(tmp_path, prompts, steps=4)
     assert found["kept_step"] == 0
     assert found["after"] == found["before"]
@@ -209,7 +244,7 @@ def test_where_nothing_is_gained_the_old_weights_stay_and_it_says_so(small, tmp_
 
 def test_an_earlier_step_is_kept_where_later_ones_are_worse(small, tmp_path, prompts, stale, monkeypatch):
     """The second half of the training spoils what the first has gained."""
-    step = adapt.Optimizer.step
+    step = course.Optimizer.step
 
     def spoil(optimizer, index, done):
         step(optimizer, index, done)
@@ -218,10 +253,42 @@ def test_an_earlier_step_is_kept_where_later_ones_are_worse(small, tmp_path, pro
                 for weight in optimizer._model.parameters():
                     weight.mul_(-1.0)
 
-    monkeypatch.setattr(adapt.Optimizer, "step", spoil)
+    monkeypatch.setattr(course.Optimizer, "step", spoil)
     found = run(tmp_path, prompts, drafter=stale, steps=16)
     assert 0 < found["kept_step"] <= 8
     assert found["after"]["per_round"] > found["before"]["per_round"]
+
+
+def test_a_rate_that_spoils_is_lowered(small, tmp_path, prompts, stale, monkeypatch):
+    monkeypatch.setattr(course, "RATE", 200.0)
+    monkeypatch.setattr(course, "MEASUREMENTS", 8)
+    found = run(tmp_path, prompts, drafter=stale, steps=24)
+    assert found["after"]["per_round"] > found["before"]["per_round"] + 0.1
+
+
+def test_after_a_spoiled_step_it_goes_on_from_the_best(small, tmp_path, prompts, stale, monkeypatch):
+    monkeypatch.setattr(course, "MEASUREMENTS", 8)
+    monkeypatch.setattr(muon, "WARM_STEPS", 1)
+    step = course.Optimizer.step
+
+    def spoil(optimizer, index, done):
+        step(optimizer, index, done)
+        if done == 0.5:
+            with torch.no_grad():
+                for weight in optimizer._model.parameters():
+                    weight.zero_()  # nothing is learned from here: every gradient is zero
+
+    monkeypatch.setattr(course.Optimizer, "step", spoil)
+    assert run(tmp_path, prompts, drafter=stale, steps=16)["kept_step"] > 9
+
+
+def test_nothing_is_learned_from_the_prompts_that_measure(tmp_path, prompts):
+    """Not even from a second copy of one."""
+    lines = prompts.read_text().splitlines()
+    prompts.write_text("\n".join([*lines, *lines]))
+    inputs = adapt.check(adapt.Task(TARGET_DIR, DRAFTER_DIR, prompts, tmp_path / "out"))
+    assert inputs.held_out == tokens_of(TEXTS)[4::5]
+    assert inputs.practice == [tokens for index, tokens in enumerate(tokens_of(TEXTS)) if index % 5 != 4]
 
 
 def test_time_ends_the_work(small, tmp_path, prompts):
@@ -237,6 +304,25 @@ def test_it_may_be_adapted_again_in_its_place(small, tmp_path, prompts):
         run(tmp_path, prompts, drafter=drafter, steps=1)
     assert names(tmp_path) == ["out", "prompts.jsonl"]
     assert json.loads((tmp_path / "out" / "adapt.json").read_text())["drafter"] == "out"
+
+
+def test_a_drafter_is_adapted_to_a_fused_target(small, make_pair, tmp_path, prompts):
+    """`Gemma4ForConditionalGeneration`: the text model lies one level deeper, beside a vision tower."""
+    pair = make_pair("shared")
+    text = load_model(Checkpoint.open(pair.target), torch.float32, "sdpa")
+    vision = Gemma4VisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+    )
+    fused = Gemma4ForConditionalGeneration(
+        Gemma4Config(text_config=text.config, vision_config=vision, audio_config=None)
+    )
+    fused.model.language_model.load_state_dict(text.model.state_dict())
+    fused.save_pretrained(tmp_path / "fused")
+    shutil.copyfile(pair.target / "tokenizer.json", tmp_path / "fused" / "tokenizer.json")
+    chosen = {"drafter": pair.drafter, "steps": 1}
+    alone, beside = (run(tmp_path, prompts, target=target, **chosen) for target in (pair.target, tmp_path / "fused"))
+    assert alone["before"] == beside["before"]
+    assert beside["steps"] == 1
 
 
 def test_a_dense_head_is_adapted_too(small, make_pair, tmp_path, prompts):
@@ -303,7 +389,8 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, prompts):
 
 
 @pytest.mark.parametrize("mark", ["thesis.tex", "bundle.json"])
-def test_what_is_no_adapted_drafter_is_not_overwritten(tmp_path, prompts, mark):
+def test_what_is_no_adapted_drafter_is_not_overwritten(tmp_path, prompts, mark, monkeypatch):
+    monkeypatch.setattr(adapt, "load_model", None)  # it is refused before any work
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / mark).write_text("mine")
     assert "out exists and is no drafter made by `pocketdraft adapt`" in refusal(tmp_path, prompts)
@@ -313,7 +400,9 @@ def test_what_is_no_adapted_drafter_is_not_overwritten(tmp_path, prompts, mark):
 def test_a_target_that_answers_with_a_stop_token_only_is_told(tmp_path, prompts):
     shutil.copytree(TARGET_DIR, tmp_path / "target")
     (tmp_path / "target" / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(2048))}))
+    started = time.monotonic()
     assert "target wrote nothing after the prompts of" in refusal(tmp_path, prompts, target=tmp_path / "target")
+    assert time.monotonic() - started < 30  # and not when the five minutes are over
 
 
 # --- the command
