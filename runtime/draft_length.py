@@ -1,15 +1,23 @@
-"""How many drafts the next round asks for."""
+"""How many drafts the next round asks for, and when its drafter has made enough."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from .stats import Stats
+from .stats import Stats, confidence_tenth
+
+PRIOR_DRAFTS = 4.0
 
 
 class DraftLength(Protocol):
     def next(self, stats: Stats) -> int: ...
+
+
+class EarlyStop(Protocol):
+    def enough(self, confidences: Sequence[float]) -> bool:
+        """Whether to stop at the drafts made so far, given the probability that the drafter gave each."""
 
 
 @dataclass(frozen=True)
@@ -18,3 +26,55 @@ class Fixed:
 
     def next(self, stats: Stats) -> int:
         return self.drafts
+
+
+@dataclass
+class Confident:
+    """Stops drafting where one more draft would gain less than its time is worth, by what was accepted so far.
+
+    A draft counts if all before it do. Its chance to be reached is the product over those of the share accepted at
+    their confidence, which is learnt by tenths of confidence from the drafts that the target has looked at; to be
+    accepted itself, the share over all. Its time would otherwise give tokens at the rate so far. So stop when
+
+        reached * accepted < draft time * tokens emitted / time taken.
+
+    Reaching can only fall from draft to draft, so what does not pay now will not pay later. If confidence tells
+    nothing, all tenths learn the same share, and the rule finds the length that fits it.
+
+    `cost` is a draft's time over a verify's, None for what the session measures. Times differ from run to run, and
+    with them the lengths: that changes no token of greedy or exact-match output, but it does change what rejection
+    draws. Give `cost` for the same text each time there. The first draft of a round is always made.
+    """
+
+    longest: int = 16
+    cost: float | None = None
+    _stats: Stats = field(default_factory=Stats)
+
+    def next(self, stats: Stats) -> int:
+        self._stats = stats
+        return self.longest
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        stats, cost = self._stats, self._cost()
+        reached = 1.0
+        for confidence in confidences:
+            tenth = confidence_tenth(confidence)
+            reached *= _share(stats.judged[tenth, True], stats.judged[tenth, False], confidence)
+        all_accepted = sum(drafts for (_, was), drafts in stats.judged.items() if was)
+        accepted = _share(all_accepted, stats.judged.total() - all_accepted, 1.0)
+        # One round of a single token is supposed to have gone before, so that there is a rate to begin with.
+        rate = (stats.emitted + 1) / (stats.rounds + cost * stats.proposed + 1)
+        return reached * accepted < cost * rate
+
+    def _cost(self) -> float:
+        if self.cost is not None:
+            return self.cost
+        seconds, stats = self._stats.seconds, self._stats
+        if not stats.proposed:
+            return 0.0
+        return seconds["draft"] / stats.proposed * stats.rounds / (seconds["verify"] + seconds["host"])
+
+
+def _share(accepted: int, refused: int, supposed: float) -> float:
+    """Of drafts, as if a few of them had been accepted at the supposed rate."""
+    return (accepted + PRIOR_DRAFTS * supposed) / (accepted + refused + PRIOR_DRAFTS)

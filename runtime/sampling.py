@@ -32,8 +32,9 @@ class Sampling:
     """How the next token is drawn. The defaults are greedy, and each of the others is off.
 
     The names and their meaning are transformers': `top_k` keeps all that equal the k-th; `top_p` is the least set of
-    likely tokens that has this much, of equal ones the higher ids (there transformers leaves it to an unstable sort); `min_p` is relative to the likeliest;
-    `repetition_penalty` divides positive logits, and multiplies negative ones, of what prompt and output hold.
+    likely tokens that has this much, of equal ones the higher ids (transformers leaves that to an unstable sort);
+    `min_p` is relative to the likeliest; `repetition_penalty` divides positive logits, and multiplies negative ones,
+    of what prompt and output hold.
     """
 
     temperature: float = 0.0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from . import accept
+from .accept import accept
 from .cache import Cache
 from .context import Context, Emitted
-from .draft_length import DraftLength, Fixed
+from .draft_length import Confident, DraftLength, Fixed
 from .drafters import Drafter, load
 from .engine import Engine
 from .errors import PocketdraftError
+from .sampler import GREEDY, Sampler
 from .stats import Stats
 from .target import Target
 
@@ -18,8 +19,11 @@ from .target import Target
 class Session:
     """One sequence over an engine's graphs. Sessions of one target share its graphs and nothing else."""
 
-    def __init__(self, target: Target, cache: Cache, drafter: Drafter, draft_length: DraftLength) -> None:
+    def __init__(
+        self, target: Target, cache: Cache, drafter: Drafter, draft_length: DraftLength, sampler: Sampler = GREEDY
+    ) -> None:
         self.target, self.cache, self.drafter, self.draft_length = target, cache, drafter, draft_length
+        self.sampler = sampler
         self.context = Context(target.engine.manifest.tokens.stop)
         self.stats = Stats()
 
@@ -48,7 +52,7 @@ class Session:
             lap("draft")
             verified = target.verify(cache, context.last, proposal)
             lap("verify")
-            verdict = accept.greedy(verified.logits, proposal)
+            verdict = accept(verified.logits, proposal, context.tokens, self.sampler)
             cache.keep(verdict.rows)
             drafter.observe(verdict, verified)
             emitted = context.commit(verdict, cache.room)
@@ -76,8 +80,19 @@ class Session:
             raise PocketdraftError(f"The budget is {budget} tokens; give at least 1.")
 
 
-def open_session(engine: Engine, drafter: str = "mtp", drafts: int = 4, target: Target | None = None) -> Session:
-    """A fresh sequence. `drafter` names a file of `runtime/drafters`; "none" is plain decoding."""
+def open_session(
+    engine: Engine,
+    drafter: str = "mtp",
+    drafts: int | Confident = 4,
+    target: Target | None = None,
+    sampler: Sampler = GREEDY,
+) -> Session:
+    """A fresh sequence. `drafter` names a file of `runtime/drafters`; "none" is plain decoding.
+
+    `drafts` is their number in a round, or a policy of the session's own that stops drafting early.
+    """
     target = target or Target(engine)
     cache = Cache(engine.new_cache(), target.context_length)
-    return Session(target, cache, load(drafter, target, cache), Fixed(drafts))
+    early_stop = drafts if isinstance(drafts, Confident) else None
+    draft_length = Fixed(drafts) if isinstance(drafts, int) else drafts
+    return Session(target, cache, load(drafter, target, cache, sampler, early_stop), draft_length, sampler)

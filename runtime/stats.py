@@ -15,16 +15,24 @@ from .proposal import Proposal
 RoundPart = Literal["draft", "verify", "host"]
 
 
+def confidence_tenth(confidence: float) -> int:
+    """0 to 10; the last is for certainty itself."""
+    return int(confidence * 10)
+
+
 @dataclass
 class Stats:
     """What the rounds gave, in tokens; the counts are derived from one table of outcomes.
 
     Every round ends with one token of the target's own: `corrected` where a draft was refused, `bonus` where
     all were accepted (or none was proposed). `cut` is what a stop token or the budget took away again, after
-    `accepted` had counted it. `seconds` is time within rounds: drafting, verifying, and the rest of the loop.
+    `accepted` had counted it. `judged` are the drafts that the target looked at, where their drafter told how sure
+    it was: by tenths of that, those accepted and those not. `seconds` is time within rounds: drafting, verifying,
+    and the rest of the loop.
     """
 
     outcomes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (proposed, accepted) -> rounds
+    judged: Counter[tuple[int, bool]] = field(default_factory=Counter)  # (tenth of confidence, accepted) -> drafts
     emitted: int = 0
     cut: int = 0
     seconds: dict[RoundPart, float] = field(default_factory=lambda: {"draft": 0.0, "verify": 0.0, "host": 0.0})
@@ -46,6 +54,8 @@ class Stats:
         self.outcomes[len(proposal), count] += 1
         self.emitted += len(emitted.tokens)
         self.cut += count + 1 - len(emitted.tokens)
+        for index, confidence in enumerate(proposal.confidences[: count + 1]):
+            self.judged[confidence_tenth(confidence), index < count] += 1
 
     @property
     def rounds(self) -> int:

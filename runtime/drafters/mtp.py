@@ -2,7 +2,8 @@
 
 A draft step takes the embedding of the last token beside a hidden state: the target's own (after the final
 norm, where it predicted that token) for the first draft, the drafter's projection for the others. Position
-and visible K/V are those of the committed context throughout a draft.
+and visible K/V are those of the committed context throughout a draft. It drafts as the target decodes: by argmax, or
+drawn after the same temperature, truncation and penalty.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import numpy as np
 from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
+from ..draft_length import EarlyStop
+from ..noise import Probabilities
 from ..proposal import NOTHING, Proposal
+from ..sampler import GREEDY, Sampler
 from ..target import Floats, Target, Verified
 
 
 class MTPDrafter:
-    def __init__(self, target: Target, cache: Cache) -> None:
-        self._target, self._cache = target, cache
+    def __init__(
+        self, target: Target, cache: Cache, sampler: Sampler = GREEDY, early_stop: EarlyStop | None = None
+    ) -> None:
+        self._target, self._cache, self._sampler, self._early_stop = target, cache, sampler, early_stop
         self._graph = target.engine.manifest.graphs_of("draft")[0].name
         self._hidden: Floats | None = None
 
@@ -29,17 +35,27 @@ class MTPDrafter:
         if self._hidden is None or count < 1:
             return NOTHING
         place = self._target.positions(self._cache.length - 1, 1)
-        hidden, token, tokens = self._hidden, context.last, []
+        hidden, token = self._hidden, context.last
+        tokens: list[int] = []
+        probs: list[Probabilities | None] = []
+        confidences: list[float] = []
         for _ in range(count):
             activations = np.concatenate([self._target.embed(token), hidden], -1)
             outputs = self._target.engine.run(self._graph, {"activations": activations, **place}, self._cache.handle)
-            hidden, token = outputs["projected_activations"], int(outputs["logits"][0, 0].argmax())
+            hidden = outputs["projected_activations"]
+            draft = self._sampler.draft(outputs["logits"][0, 0], context.tokens, tokens)
+            token = draft.token
             tokens.append(token)
-        return Proposal.chain(tokens)
+            probs.append(draft.probs)
+            if self._early_stop:
+                confidences.append(draft.confidence)
+                if self._early_stop.enough(confidences):
+                    break
+        return Proposal.chain(tokens, probs, confidences)
 
     def observe(self, verdict: Verdict, verified: Verified) -> None:
         self._hidden = verified.hidden[verdict.rows[-1]][None, None]
 
 
-def make(target: Target, cache: Cache) -> MTPDrafter:
-    return MTPDrafter(target, cache)
+def make(target: Target, cache: Cache, sampler: Sampler, early_stop: EarlyStop | None) -> MTPDrafter:
+    return MTPDrafter(target, cache, sampler, early_stop)

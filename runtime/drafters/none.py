@@ -5,7 +5,9 @@ from __future__ import annotations
 from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
+from ..draft_length import EarlyStop
 from ..proposal import NOTHING, Proposal
+from ..sampler import Sampler
 from ..target import Target, Verified
 
 
@@ -18,5 +20,5 @@ class NoDrafter:
     def observe(self, verdict: Verdict, verified: Verified) -> None: ...
 
 
-def make(target: Target, cache: Cache) -> NoDrafter:
+def make(target: Target, cache: Cache, sampler: Sampler, early_stop: EarlyStop | None) -> NoDrafter:
     return NoDrafter()

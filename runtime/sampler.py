@@ -1,0 +1,82 @@
+"""What target, drafter and acceptance share: how tokens are drawn, with which noise, and which rule accepts them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from .errors import PocketdraftError
+from .noise import Lane, Noise, Probabilities
+from .sampling import Logits, LogitsProcessor, Sampling
+
+Rule = Literal["exact", "rejection"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A drafted token with the probabilities it was drawn from; None where it is the argmax, so all on one token."""
+
+    token: int
+    probs: Probabilities | None
+    scores: Logits
+
+    @property
+    def confidence(self) -> float:
+        """The probability that the drafter gave its draft; for an argmax, that at temperature 1."""
+        if self.probs is not None:
+            return float(self.probs[self.token])
+        return float(1 / np.exp(self.scores - self.scores[self.token]).sum())
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """`rule` says how drafts are accepted where sampling is not greedy; `accept.py` has both."""
+
+    sampling: Sampling
+    rule: Rule = "exact"
+    processors: tuple[LogitsProcessor, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise PocketdraftError(f"The rule is {self.rule!r}; give one of {', '.join(get_args(Rule))}.")
+
+    @property
+    def noise(self) -> Noise:
+        return Noise(self.sampling.seed)
+
+    @property
+    def rejects(self) -> bool:
+        return self.rule == "rejection" and self.sampling.temperature > 0
+
+    def probabilities(self, logits: Logits, history: Sequence[int]) -> Probabilities:
+        """float64 [V] from logits [V] after the tokens `history`."""
+        return self.sampling.probabilities(logits, history, self.processors)
+
+    def choose(self, logits: Logits, history: Sequence[int]) -> int:
+        """The token after `history`: the argmax, the lowest of equal ones, or drawn with the noise of its position."""
+        if self.sampling.temperature == 0:
+            return int(self.sampling.scores(logits, history, self.processors).argmax())
+        return self.noise.draw(self.probabilities(logits, history), Lane.TARGET, len(history))
+
+    def draft(self, logits: Logits, tokens: Sequence[int], path: Sequence[int]) -> Draft:
+        """The drafter's token after the context's `tokens` and the drafts `path` before it.
+
+        Under exact match it is drawn with the very noise that the target's token will be drawn with, so that the
+        two are the same as often as their distributions allow (Daliri et al., arXiv 2408.07978).
+        """
+        history = [*tokens, *path]
+        if self.sampling.temperature == 0:
+            scores = self.sampling.scores(logits, history, self.processors)
+            return Draft(int(scores.argmax()), None, scores)
+        probs = self.probabilities(logits, history)
+        if self.rejects:
+            token = self.noise.child(len(tokens)).draw(probs, Lane.DRAFT, len(history))
+        else:
+            token = self.noise.draw(probs, Lane.TARGET, len(history))
+        return Draft(token, probs, logits)
+
+
+GREEDY = Sampler(Sampling())
