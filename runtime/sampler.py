@@ -33,7 +33,13 @@ class Draft:
 
 @dataclass(frozen=True)
 class Sampler:
-    """`rule` says how drafts are accepted where sampling is not greedy; `accept.py` has both."""
+    """`rule` says how drafts are accepted where sampling is not greedy; `accept.py` has both.
+
+    Exact match is the default, for the text that does not depend on drafter, draft length or their timing, which
+    rejection's does. For drafts that are not drawn the two accept alike, p(x). For drawn ones rejection accepts
+    1 - TV, exact match between (1 - TV) / (1 + TV) and that: on the embedded pair, four drafts a round, it loses 3 to
+    9% of the tokens a round at temperatures up to 1, and 10% at 1.5 (`benchmarks/rules.py`).
+    """
 
     sampling: Sampling
     rule: Rule = "exact"
