@@ -8,7 +8,7 @@ from typing import Protocol
 
 from .stats import Stats, confidence_tenth
 
-PRIOR_DRAFTS = 4.0
+PRIOR_DRAFTS = 2.0
 
 
 class DraftLength(Protocol):

@@ -1,0 +1,135 @@
+"""Early stop by confidence, in modelled time: a verify takes 1, a draft `cost`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scripted import ScriptedEngine, plain, scripted_manifest
+
+from pocketdraft.runtime.accept import Verdict
+from pocketdraft.runtime.context import Emitted
+from pocketdraft.runtime.draft_length import Confident
+from pocketdraft.runtime.drafters.mtp import MTPDrafter
+from pocketdraft.runtime.proposal import Proposal
+from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.stats import RoundPart, Stats
+
+ROUNDS = 1_500
+SURE, DOUBTFUL, MOSTLY = 0.97, 0.25, 0.75
+Drafter = Callable[[np.random.Generator], tuple[float, float]]  # gives a draft's confidence and chance
+
+
+def tokens_per_verify(policy: Confident, drafter: Drafter, cost: float, rounds: int = ROUNDS) -> float:
+    """Emitted over time, for a drafter whose drafts are accepted by chance."""
+    random, stats, time = np.random.default_rng(0), Stats(), 0.0
+    for _ in range(rounds):
+        confidences: list[float] = []
+        right: list[bool] = []
+        for _ in range(policy.next(stats)):
+            confidence, chance = drafter(random)
+            confidences.append(confidence)
+            right.append(bool(random.random() < chance))
+            if policy.enough(confidences):
+                break
+        accepted = right.index(False) if False in right else len(right)
+        proposal = Proposal.chain([0] * len(right), confidences=confidences)
+        tokens = (0,) * (accepted + 1)
+        stats.record(proposal, Verdict(tokens[1:], 0, tuple(range(accepted + 1))), Emitted(tokens, accepted, None))
+        time += 1 + cost * len(right)
+    return stats.emitted / time
+
+
+def best_fixed(chance: float, cost: float) -> float:
+    """Of the lengths 1 to 16, where each draft has the same chance whatever the others'."""
+    return max(sum(chance**i for i in range(drafts + 1)) / (1 + cost * drafts) for drafts in range(1, 17))
+
+
+def truthful(random: np.random.Generator) -> tuple[float, float]:
+    """Sure of most, and rightly so."""
+    confidence = SURE if random.random() < MOSTLY else DOUBTFUL
+    return confidence, confidence
+
+
+def overconfident(random: np.random.Generator) -> tuple[float, float]:
+    """Tells the sure from the doubtful, but not by how much."""
+    _, chance = truthful(random)
+    return 0.95 if chance == SURE else 0.85, chance
+
+
+def useless(chance: float) -> Drafter:
+    """As confident of what is refused as of what is accepted."""
+    return lambda random: (float(random.random()), chance)
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.15, 0.3])
+@pytest.mark.parametrize("drafter", [truthful, overconfident])
+def test_a_drafter_that_knows_beats_every_fixed_length(drafter, cost):
+    fixed = best_fixed(MOSTLY * SURE + (1 - MOSTLY) * DOUBTFUL, cost)
+    assert tokens_per_verify(Confident(cost=cost), drafter, cost) > 1.07 * fixed
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.3])
+@pytest.mark.parametrize("chance", [0.4, 0.8, 0.95])
+@pytest.mark.parametrize(("rounds", "least"), [(100, 0.9), (ROUNDS, 0.97)])
+def test_useless_confidence_does_little_harm_and_soon_less(chance, cost, rounds, least):
+    reached = tokens_per_verify(Confident(cost=cost), useless(chance), cost, rounds)
+    assert reached > least * best_fixed(chance, cost)
+
+
+def stats_of(seconds: dict[RoundPart, float]) -> Stats:
+    """Ten rounds of four drafts, half of which were refused."""
+    stats = Stats(seconds=seconds)
+    for accepted in (4, 0) * 5:
+        proposal = Proposal.chain([0] * 4, confidences=[0.7] * 4)
+        tokens = (0,) * (accepted + 1)
+        stats.record(proposal, Verdict(tokens[1:], 0, tuple(range(accepted + 1))), Emitted(tokens, accepted, None))
+    return stats
+
+
+def test_drafts_that_the_target_did_not_look_at_teach_nothing():
+    assert stats_of({"draft": 1.0, "verify": 1.0, "host": 0.0}).judged == {(7, True): 20, (7, False): 5}
+
+
+@pytest.mark.parametrize(("draft_s", "drafts"), [(0.001, 16), (4.0, 2), (40.0, 1)])
+def test_the_cost_of_a_draft_is_the_measured_one(draft_s, drafts):
+    """40 drafts and ten verifies: a draft takes a 40,000th, a tenth and all of a verify's time."""
+    policy = Confident()
+    most = policy.next(stats_of({"draft": draft_s, "verify": 0.8, "host": 0.2}))
+    stopped = next((count for count in range(1, most) if policy.enough([0.7] * count)), most)
+    assert stopped == drafts
+
+
+def test_before_the_first_round_nothing_is_known_and_nothing_stops():
+    policy = Confident()
+    policy.next(Stats())
+    assert not policy.enough([0.01] * 9)
+
+
+def test_mtp_stops_where_it_is_told_to_and_tells_its_confidences():
+    asked = []
+
+    class Second:
+        def enough(self, confidences):
+            asked.append(tuple(confidences))
+            return len(confidences) == 2
+
+    engine = ScriptedEngine(scripted_manifest())
+    session = open_session(engine, "mtp", 4)
+    session.drafter = MTPDrafter(session.target, session.cache, early_stop=Second())
+    tokens = [token for emitted in session.generate([1, 2, 3], 12) for token in emitted.tokens]
+    assert tokens == plain([1, 2, 3], 12)
+    assert {len(confidences) for confidences in asked} == {1, 2}
+    # The scripted drafter has one logit of 1 and eleven of 0.
+    assert np.allclose([confidence for one in asked for confidence in one], np.e / (np.e + 11))
+    assert max(proposed for proposed, _ in session.stats.outcomes) == 2
+
+
+def test_a_session_that_stops_early_drafts_less_and_writes_the_same():
+    sessions = [
+        open_session(ScriptedEngine(scripted_manifest(200)), "mtp", drafts) for drafts in (4, Confident(4, 0.9))
+    ]
+    texts = [[t for emitted in session.generate([1, 2, 3], 100) for t in emitted.tokens] for session in sessions]
+    assert texts[0] == texts[1] == plain([1, 2, 3], 100)
+    assert sessions[1].stats.proposed < sessions[0].stats.proposed
