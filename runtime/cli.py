@@ -13,10 +13,13 @@ import typer
 
 from . import terminal
 from .cli_export import DrafterLora, Json, Lora, Quiet, adapt, at_least, export, plan
+from .draft_length import Confident
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
 from .manifest import Manifest, open_bundle
 from .prompts import read_prompts
+from .sampler import Rule, Sampler
+from .sampling import Sampling
 from .session import open_session
 from .target import Target
 from .text import Tokenizer
@@ -97,7 +100,18 @@ def run(
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 128,
     drafter: Annotated[str, typer.Option(help="mtp, prompt_lookup or none.")] = "mtp",
-    drafts: Annotated[int, typer.Option(help="Drafts per round.")] = 4,
+    drafts: Annotated[
+        str, typer.Option(help="Drafts per round, or auto: as long as the drafter is sure enough.")
+    ] = "4",
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that together have p.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw from those with this share of the likeliest's chance.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Of what has been said; 1 is none.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    rule: Annotated[
+        Rule, typer.Option("--accept", help="rejection accepts more; exact keeps to the seed's text.")
+    ] = "exact",
     threads: Threads = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -106,25 +120,27 @@ def run(
     from . import report
 
     at_least(1, max_tokens=max_tokens)
-    at_least(0, drafts=drafts, threads=threads)
+    at_least(0, threads=threads)
+    sampler = Sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule)
+    count = _drafts(drafts)
 
     with terminal.progress(quiet or as_json) as advance:
         advance("Opening the bundle", 0, 1)
         engine, tokenizer = _open(bundle, threads)
     ids, target = tokenizer.encode(prompt), Target(engine)
-    session, stream, text = open_session(engine, drafter, drafts, target), tokenizer.stream(), ""
+    session, stream, text = open_session(engine, drafter, count, target, sampler), tokenizer.stream(), ""
     drafted: list[int] = []
     for emitted in session.generate(ids, max_tokens):
         drafted.extend(emitted.tokens)
         text += _show(stream.feed(emitted.tokens), as_json)
     text += _show(stream.finish(), as_json)
-    plain = open_session(engine, "none", 0, target)
+    plain = open_session(engine, "none", 0, target, sampler)
     plain_tokens = [token for emitted in plain.generate(ids, max_tokens) for token in emitted.tokens]
     result = {
         "text": text,
         "finish": session.context.finish,
         "drafter": drafter,
-        "identical": plain_tokens == drafted,
+        "identical": None if sampler.rejects else plain_tokens == drafted,
         "plain_tokens_per_s": round(plain.stats.tokens_per_s, 1),
         "drafted_tokens_per_s": round(session.stats.tokens_per_s, 1),
         "stats": session.stats.to_json(),
@@ -195,6 +211,14 @@ def _show(piece: str, as_json: bool) -> str:
     if not as_json:
         print(piece, end="", flush=True)
     return piece
+
+
+def _drafts(text: str) -> int | Confident:
+    if text == "auto":
+        return Confident()
+    if not text.isdecimal():
+        raise PocketdraftError(f"--drafts is {text}; give a number, 0 or more, or auto.")
+    return int(text)
 
 
 def _open(bundle: Path, threads: int) -> tuple[Engine, Tokenizer]:

@@ -59,7 +59,8 @@ def print_run(result: dict[str, Any], quiet: bool) -> None:
     )
     table.add_row("accepted per round", "", f"{stats['accepted_per_round']:.2f}")
     table.add_row("rounds", str(stats["emitted"]), str(stats["rounds"]))
-    table.add_row("same tokens", "", "yes" if result["identical"] else "[bold red]NO[/]")
+    same = {True: "yes", False: "[bold red]NO[/]", None: "drawn anew"}
+    table.add_row("same tokens", "", same[result["identical"]])
     console.print(table)
 
 

@@ -89,8 +89,14 @@ def open_session(
 ) -> Session:
     """A fresh sequence. `drafter` names a file of `runtime/drafters`; "none" is plain decoding.
 
-    `drafts` is their number in a round, or a policy of the session's own that stops drafting early.
+    `drafts` is their number in a round, or a policy of the session's own that stops drafting early. Raises
+    PocketdraftError where the text would depend on how long things take.
     """
+    if isinstance(drafts, Confident) and drafts.cost is None and sampler.rejects:
+        raise PocketdraftError(
+            "The drafts are stopped by measured times, on which rejection's text would depend; "
+            "give their number, or accept by exact match."
+        )
     target = target or Target(engine)
     cache = Cache(engine.new_cache(), target.context_length)
     early_stop = drafts if isinstance(drafts, Confident) else None

@@ -269,7 +269,18 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path, command):
         (["run", "--prompt", "a", "--drafter", "mpt"], "no drafter 'mpt'; did you mean 'mtp'?"),
         (["run", "--prompt", "a", "--max-tokens", "0"], "--max-tokens is 0"),
         (["run", "--prompt", "a", "--threads", "-1"], "--threads is -1"),
-        (["run", "--prompt", "a", "--drafts", "-1"], "--drafts is -1"),
+        (["run", "--prompt", "a", "--drafts", "-1"], "--drafts is -1; give a number, 0 or more, or auto."),
+        (["run", "--prompt", "a", "--drafts", "many"], "--drafts is many; give a number, 0 or more, or auto."),
+        (["run", "--prompt", "a", "--temperature", "-1"], "--temperature is -1.0; give 0, which is greedy, or more."),
+        (["run", "--prompt", "a", "--top-k", "-1"], "--top-k is -1"),
+        (["run", "--prompt", "a", "--top-p", "0"], "--top-p is 0.0"),
+        (["run", "--prompt", "a", "--min-p", "2"], "--min-p is 2.0"),
+        (["run", "--prompt", "a", "--repetition-penalty", "0"], "--repetition-penalty is 0.0"),
+        (["run", "--prompt", "a", "--seed", "-1"], "--seed is -1"),
+        (
+            ["run", "--prompt", "a", "--temperature", "1", "--accept", "rejection", "--drafts", "auto"],
+            "measured times, on which rejection's text would depend",
+        ),
         (["bench", "--drafts", "-1"], "--drafts is -1"),
         (["bench", "--max-tokens", "0"], "--max-tokens is 0"),
         (["bench", "--per-domain", "0"], "--per-domain is 0"),
@@ -310,6 +321,16 @@ def test_json_is_one_document_and_nothing_else_is_printed(whole, command):
     done = call(command[0], whole, *command[1:], "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert isinstance(json.loads(done.stdout), dict)
+
+
+@pytest.mark.parametrize("more", [["--seed", "1"], ["--seed", "2"], ["--seed", "1", "--drafts", "auto"]])
+def test_a_drawn_text_is_the_one_of_plain_decoding_with_that_seed(whole, more):
+    settings = ["--prompt", "import", "--max-tokens", "24", "--temperature", "1", "--repetition-penalty", "1.1", *more]
+    found = [
+        json.loads(call("run", whole, *settings, *drafter, "--json").stdout) for drafter in ([], ["--drafter", "none"])
+    ]
+    assert found[0]["text"] == found[1]["text"]
+    assert found[0]["identical"]
 
 
 def test_progress_goes_to_standard_error_and_quiet_stops_it(whole):

@@ -175,6 +175,13 @@ def test_rows_that_the_walk_does_not_reach_are_not_computed():
         assert len(asked) == 2
 
 
+def test_lengths_by_the_clock_are_refused_where_the_text_would_depend_on_them():
+    engine = ScriptedEngine(scripted_manifest())
+    with pytest.raises(PocketdraftError, match="measured times, on which rejection's text would depend"):
+        open_session(engine, "mtp", Confident(), sampler=Sampler(Sampling(1.0), "rejection"))
+    open_session(engine, "mtp", Confident(cost=0.1), sampler=Sampler(Sampling(1.0), "rejection"))
+
+
 def test_a_rule_that_is_none_is_named():
     with pytest.raises(PocketdraftError, match="The rule is 'exct'; give one of exact, rejection"):
         Sampler(Sampling(), "exct")  # type: ignore[arg-type]
