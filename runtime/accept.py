@@ -51,13 +51,15 @@ class Verdict:
 
 
 def accept(logits: Rows, proposal: Proposal, tokens: Sequence[int], sampler: Sampler) -> Verdict:
-    """By the sampler's rule; without a temperature that is the argmax's walk.
+    """By the sampler's rule; at temperature 0 that is the argmax's walk.
 
     `logits` is [1 + N, V]: row 0 after the pending token, row i + 1 after node i. Rows are looked at only as far as
     the walk goes. `tokens` are those of the context, the pending one last.
     """
     if sampler.rejects:
         return rejection(logits, proposal, tokens, sampler)
+    if sampler.takes_argmax:
+        return greedy(logits, proposal)
     return exact(logits, proposal, tokens, sampler)
 
 

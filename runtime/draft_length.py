@@ -8,7 +8,7 @@ from typing import Protocol
 
 from .stats import Stats, confidence_tenth
 
-PRIOR_DRAFTS = 2.0
+PRIOR_DRAFTS = 2.0  # how many drafts the supposed shares count for, until there are real ones
 
 
 class DraftLength(Protocol):
@@ -48,7 +48,7 @@ class Confident:
 
     longest: int = 16
     cost: float | None = None
-    _stats: Stats = field(default_factory=Stats)
+    _stats: Stats = field(default_factory=Stats, init=False, repr=False)
 
     def next(self, stats: Stats) -> int:
         self._stats = stats

@@ -37,8 +37,8 @@ class Sampler:
 
     Exact match is the default, for the text that does not depend on drafter, draft length or their timing, which
     rejection's does. For drafts that are not drawn the two accept alike, p(x). For drawn ones rejection accepts
-    1 - TV, exact match between (1 - TV) / (1 + TV) and that: on the embedded pair, four drafts a round, it loses 3 to
-    9% of the tokens a round at temperatures up to 1, and 10% at 1.5 (`benchmarks/rules.py`).
+    1 - TV, exact match between (1 - TV) / (1 + TV) and that: on the embedded pair, four drafts a round, it gives 5 to
+    10% fewer tokens a round (`benchmarks/rules.py`).
     """
 
     sampling: Sampling
@@ -56,6 +56,11 @@ class Sampler:
     @property
     def rejects(self) -> bool:
         return self.rule == "rejection" and self.sampling.temperature > 0
+
+    @property
+    def takes_argmax(self) -> bool:
+        """Whether the target's token is its logits' argmax as they are."""
+        return self.sampling.temperature == 0 and self.sampling.repetition_penalty == 1 and not self.processors
 
     def probabilities(self, logits: Logits, history: Sequence[int]) -> Probabilities:
         """float64 [V] from logits [V] after the tokens `history`."""

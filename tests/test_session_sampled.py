@@ -123,6 +123,28 @@ def test_any_drafter_and_length_give_the_text_of_plain_decoding_with_the_same_se
     session.stats.check()
 
 
+@settings(deadline=None)
+@given(
+    drafter=st.sampled_from(NAMES),
+    drafts=st.one_of(st.integers(0, 9), st.builds(Confident, st.integers(0, 9), st.just(0.2))),
+    sampling=st.builds(Sampling, st.sampled_from([0.3, 3.0]), st.sampled_from([0, 4]), seed=st.integers(0, 99)),
+    budget=st.integers(1, 30),
+    stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=1),
+    capacity=st.integers(8, 40),
+)
+def test_rejection_too_keeps_the_cache_in_step_and_the_budget(drafter, drafts, sampling, budget, stop, capacity):
+    """The scripted engine raises, or draws from other logits, where K/V is not that of the text."""
+    engine = ScriptedEngine(scripted_manifest(capacity, stop=tuple(stop)))
+    session = open_session(engine, drafter, drafts, sampler=Sampler(sampling, "rejection"))
+    for round_ in session.generate(PROMPT, budget):
+        length = len(session.context.tokens) - (len(round_.tokens) - round_.drafted)
+        assert session.cache.length == length
+        assert session.cache.handle[:length] == session.context.tokens[:length]
+    assert len(session.context.tokens) - len(PROMPT) == session.stats.emitted <= budget
+    assert not stop & set(session.context.tokens[len(PROMPT) : -1])
+    session.stats.check()
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("drafter", NAMES)
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(drafter, rule):
