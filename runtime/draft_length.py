@@ -49,30 +49,29 @@ class Confident:
     longest: int = 16
     cost: float | None = None
     _stats: Stats = field(default_factory=Stats, init=False, repr=False)
+    _least: float = field(default=0.0, init=False, repr=False)  # the chance to be reached from which a draft pays
 
     def next(self, stats: Stats) -> int:
-        self._stats = stats
+        self._stats, cost = stats, self._cost(stats)
+        accepted = sum(drafts for (_, was), drafts in stats.judged.items() if was)
+        share = _share(accepted, stats.judged.total() - accepted, 1.0)
+        # One round of a single token is supposed to have gone before, so that there is a rate to begin with.
+        rate = (stats.emitted + 1) / (stats.rounds + cost * stats.proposed + 1)
+        self._least = cost * rate / share
         return self.longest
 
     def enough(self, confidences: Sequence[float]) -> bool:
-        stats, cost = self._stats, self._cost()
-        reached = 1.0
+        judged, reached = self._stats.judged, 1.0
         for confidence in confidences:
             tenth = confidence_tenth(confidence)
-            reached *= _share(stats.judged[tenth, True], stats.judged[tenth, False], confidence)
-        all_accepted = sum(drafts for (_, was), drafts in stats.judged.items() if was)
-        accepted = _share(all_accepted, stats.judged.total() - all_accepted, 1.0)
-        # One round of a single token is supposed to have gone before, so that there is a rate to begin with.
-        rate = (stats.emitted + 1) / (stats.rounds + cost * stats.proposed + 1)
-        return reached * accepted < cost * rate
+            reached *= _share(judged[tenth, True], judged[tenth, False], confidence)
+        return reached < self._least
 
-    def _cost(self) -> float:
-        if self.cost is not None:
-            return self.cost
-        seconds, stats = self._stats.seconds, self._stats
-        if not stats.proposed:
-            return 0.0
-        return seconds["draft"] / stats.proposed * stats.rounds / (seconds["verify"] + seconds["host"])
+    def _cost(self, stats: Stats) -> float:
+        if self.cost is not None or not stats.proposed:
+            return self.cost or 0.0
+        verify_s = (stats.seconds["verify"] + stats.seconds["host"]) / stats.rounds
+        return stats.seconds["draft"] / stats.proposed / verify_s
 
 
 def _share(accepted: int, refused: int, supposed: float) -> float:
