@@ -43,7 +43,10 @@ class Confident:
 
     `cost` is a draft's time over a verify's, None for what the session measures. Times differ from run to run, and
     with them the lengths: that changes no token of greedy or exact-match output, but it does change what rejection
-    draws. Give `cost` for the same text each time there. The first draft of a round is always made.
+    draws. Give `cost` for the same text each time there.
+
+    The first draft of a round is always made, or nothing would be learnt. What a verify takes longer for one more
+    draft is not measured, and counts as free: where it is much, say so by `cost` or `longest`.
     """
 
     longest: int = 16
