@@ -17,6 +17,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import Tokens, sha256
 
 from .hf_compat import patch_transformers
+from .packed import unpacked
 from .stored import Places, Stored, stored_in
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {
@@ -63,7 +64,7 @@ class Checkpoint:
         if not files:
             raise PocketdraftError(f"{folder} has no *.safetensors file; convert the checkpoint to safetensors first.")
         tensors = {name: stored for path in files for name, stored in stored_in(path).items()}
-        return Checkpoint(folder, config, files, tensors)
+        return Checkpoint(folder, config, files, unpacked(config_file, raw.get("quantization_config"), tensors))
 
     @property
     def tokenizer_file(self) -> Path:

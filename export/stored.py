@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ DTYPES = {
     "F64": torch.float64,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 CHUNK_BYTES = 64 << 20
@@ -58,6 +60,10 @@ class Stored:
         step = max(1, CHUNK_BYTES // (4 * columns))
         for start in range(0, rows, step):
             yield self._rows(start, min(rows, start + step))
+
+    def rows_at(self, rows: Iterable[int]) -> Tensor:
+        """float32 [N, columns]: the rows of these numbers."""
+        return torch.cat([self._rows(row, row + 1) for row in rows])
 
     def _rows(self, start: int, stop: int) -> Tensor:
         """Raises PocketdraftError for NaN and infinity. Reads plainly: mapped pages would count as memory in use."""

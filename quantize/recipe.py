@@ -24,7 +24,8 @@ class Rule(BaseModel):
     """`weights` is a shell pattern. `block` is the number of input channels that share a scale, 0 for all.
 
     `scale` says how scales are chosen where a weight lies on no grid of its own: "mse" clips where that lowers the
-    squared error (int4 and int2), "absmax" never clips.
+    squared error (int4 and int2), "absmax" never clips. `method` "gptq" wants a checkpoint whose weights calibration
+    has put on the rule's grid beforehand.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +33,7 @@ class Rule(BaseModel):
     dtype: Literal["float32", "int8", "int4", "int2"]
     block: Literal[0, 32, 64, 128, 256] = 0
     scale: Literal["mse", "absmax"] = "mse"
+    method: Literal["round", "gptq"] = "round"
 
     @property
     def bits(self) -> int:

@@ -147,6 +147,12 @@ def restore(levels: npt.NDArray[np.integer | np.floating], scales: Scales) -> We
     return restored
 
 
+def on_grid(weight: Weight, rule: Rule) -> float:
+    """Share of the weight's blocks that lie on a grid of the rule's bits already."""
+    blocks = weight.reshape(-1, rule.block or weight.shape[1])
+    return float((grid.steps(blocks, np.abs(blocks).max(-1), 1 << (rule.bits - 1)) > 0).mean())
+
+
 def round_trip(weight: Weight, rule: Rule) -> Weight:
     """The weight as a quantized graph sees it."""
     return weight if rule.dtype == "float32" else restore(*quantize(weight, rule))
