@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,7 +73,7 @@ def calibrate(plan: Plan, texts: Sequence[Sequence[int]], progress: Progress = l
         raise PocketdraftError(
             f"The calibration texts have {count} tokens, {FEWEST} are the least that tell layers apart; give more text."
         )
-    with staged(plan.out) as folder, torch.no_grad():
+    with staged(plan.out, marker=RECORD_NAME) as folder, torch.no_grad():
         work = Calibration(plan, files, folder)
         if not work.calibrated_in(*work.modules):
             raise PocketdraftError(
@@ -94,9 +93,9 @@ class Calibration:
     def __init__(self, plan: Plan, files: tuple[Checkpoint, Checkpoint], folder: Path) -> None:
         self.models = open_models(*files)
         steps, _ = make_steps(plan, self.models, Plain())
-        self.draft_step = next(step.module for step in steps if step.spec.role == "draft")
+        self.draft_step: Any = next(step.module for step in steps if step.spec.role == "draft")
         self.modules = list(all_weights(steps).values())
-        self.names = {module: name for name, module in all_weights(steps).items()}
+        self.names: dict[nn.Module, str] = {module: name for name, module in all_weights(steps).items()}
         self.places = {module: self.models.stored[module.weight] for module in self.modules}
         self._rule_for = plan.recipes.rule_for
         head, table = self.models.target.lm_head, self.models.target.embed_tokens
@@ -112,12 +111,12 @@ class Calibration:
     def quantized_in(self, *modules: nn.Module) -> dict[str, nn.Linear | nn.Embedding]:
         """The weights there that become quantized, by name."""
         inner = [module for outer in modules for module in outer.modules() if module in self.names]
-        return {self.names[module]: module for module in inner if self.rule(module).dtype != "float32"}
+        return {self.names[module]: module for module in inner if self.rule(module).dtype != "float32"}  # type: ignore[misc]
 
     def calibrated_in(self, *modules: nn.Module) -> dict[str, nn.Module]:
         """By name of a weight, the module whose input it is multiplied with."""
         inner = [module for outer in modules for module in outer.modules()]
-        found = {self.names[m]: m for m in inner if isinstance(m, nn.Linear) and m in self.names}
+        found: dict[str, nn.Module] = {self.names[m]: m for m in inner if isinstance(m, nn.Linear) and m in self.names}
         found |= {self.names[m.rows]: m for m in inner if isinstance(m, CentroidHead) and m.rows in self.names}
         quantized = self.quantized_in(*modules)
         return {name: m for name, m in found.items() if name in quantized and self._rule_for(name).method == "gptq"}

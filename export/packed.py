@@ -1,7 +1,7 @@
 """Checkpoints that are quantized already: their integers, unpacked a few rows at a time.
 
 What comes out is level * scale in float32, which lies on a grid, and a recipe of the same precision reproduces it
-level by level (see `quantize.grid`); `own_recipe` is that recipe. Three formats, all symmetric:
+level by level (see `quantize.grid`; `own_recipe` finds that recipe). Three formats, all symmetric:
 
     compressed-tensors   `weight_packed` int32 or `weight` int8, `weight_scale` a row or a group    (vLLM; Google's
                          Gemma 4 `-qat-w4a16-ct`)
@@ -23,13 +23,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pocketdraft.quantize.recipe import Recipe, Rule
 from pocketdraft.runtime.errors import PocketdraftError
 
-from .stored import DTYPES, Stored
+from .stored import Stored
 
 Tensors = Mapping[str, Stored]
-BLOCKS = (32, 64, 128, 256)
 KNOWN = "compressed-tensors, gptq (both symmetric, without act-order) and gemma"
 MEND = "give the checkpoint that it was made from, or a copy with float weights"
 # What goes with a packed weight, and is no weight itself.
@@ -81,16 +79,6 @@ def unpacked(config_file: Path, config: Mapping[str, Any] | None, tensors: Tenso
     return {name: stored for name, stored in tensors.items() if not BESIDE.search(name)} | packed
 
 
-def own_recipe(names: Mapping[str, Stored]) -> Recipe:
-    """The recipe that reproduces packed weights, by the names that recipes use; all else stays float."""
-    rules = [
-        Rule(weights=name, dtype=f"int{stored.bits}", block=stored.block)  # type: ignore[arg-type]
-        for name, stored in names.items()
-        if isinstance(stored, Packed)
-    ]
-    return Recipe(name="checkpoint", rule=tuple(rules))
-
-
 def kv_scales(tensors: Tensors) -> dict[str, float]:
     """By module, the step of int8 keys (`...k_cache_scale`) and values, where the checkpoint gives them."""
     found = {name: stored for name, stored in tensors.items() if name.endswith(("k_cache_scale", "v_cache_scale"))}
@@ -140,7 +128,7 @@ def _gemma(config_file: Path, config: Mapping[str, Any], tensors: Tensors) -> di
         base, _, kind = name.rpartition(".")
         if stored.dtype not in ("U8", "I8") or kind not in ("weight", "embedding_quantized"):
             continue
-        entry = next((entry for pattern, entry in patterns if pattern.search(base)), {})
+        entry: Mapping[str, Any] = next((entry for pattern, entry in patterns if pattern.search(base)), {})
         bits = int(entry.get("num_bits", config.get("num_bits", 4)))
         if bits not in (2, 4, 8):
             raise PocketdraftError(f"{config_file} gives {base} {bits} bits; pocketdraft reads 2, 4 and 8: {MEND}.")
@@ -173,6 +161,11 @@ def _packed(
     base: str, shape: tuple[int, int], levels: Stored, tensors: Tensors, bits: int, scale: str = "weight_scale"
 ) -> Packed:
     scales = _beside(tensors, levels.name, f"{base}.{scale}")
+    if scales.matrix[0] != shape[0]:
+        raise PocketdraftError(
+            f"{scales.file}: {scales.name} has shape {list(scales.shape)} for {shape[0]} rows; scales a row or a group "
+            f"of inputs are read: {MEND}."
+        )
     return Packed(levels.file, f"{base}.weight", "F32", shape, levels.offset, levels, scales, bits, "rows")
 
 

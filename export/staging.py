@@ -13,16 +13,17 @@ from pocketdraft.runtime.manifest import MANIFEST_NAME
 
 
 @contextlib.contextmanager
-def staged(out: Path, only: str | None = None) -> Iterator[Path]:
+def staged(out: Path, only: str | None = None, marker: str = MANIFEST_NAME) -> Iterator[Path]:
     """Gives a hidden folder beside `out` to fill; renames it to `out` on success, removes it on failure.
 
-    With `only`, that file of the folder becomes `out`, and the rest is dropped.
+    With `only`, that file of the folder becomes `out`, and the rest is dropped. `marker` is the file by which an
+    older folder of the same kind is known.
 
     An older bundle (or file, with `only`) at `out` is replaced; anything else there is refused. A killed run
     leaves hidden folders at most, which the next export to the same place clears away. Raises
     PocketdraftError, also for a full disk.
     """
-    check_out(out, single=only is not None)
+    check_out(out, single=only is not None, marker=marker)
     work = _work_folder(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -61,14 +62,14 @@ def require_space(folder: Path, size: int) -> None:
         )
 
 
-def check_out(out: Path, single: bool) -> None:
+def check_out(out: Path, single: bool, marker: str = MANIFEST_NAME) -> None:
     """Refuses a place that cannot hold a bundle (`single`: a file), or holds what is not ours to replace."""
     if not out.exists():
         parent = next(folder for folder in out.absolute().parents if folder.exists())
         if not parent.is_dir():
             raise PocketdraftError(f"Cannot write {out}: {parent} is no folder; give another --out.")
         return
-    ours = out.is_file() if single else (out / MANIFEST_NAME).is_file() or (out.is_dir() and not any(out.iterdir()))
+    ours = out.is_file() if single else (out / marker).is_file() or (out.is_dir() and not any(out.iterdir()))
     if not ours:
         raise PocketdraftError(f"{out} exists and is no bundle; give another --out or remove it.")
 

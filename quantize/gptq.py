@@ -7,7 +7,6 @@ levels while that lowers the error further.
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -27,8 +26,7 @@ def gptq(
 
     `weight` is [outputs, inputs], `hessian` [inputs, inputs]. `damping` is the share of the mean of its diagonal that
     is added to it. Columns go from the one with the largest inputs to the one with the smallest; scales are chosen
-    beforehand, so that blocks stay where they are. Scales of rows are rounded to bfloat16, so that a checkpoint of
-    that type can hold what comes out. A weight that lies on a grid comes out as it is.
+    beforehand, so that blocks stay where they are. A weight that lies on a grid comes out as it is.
     """
     rows, columns = weight.shape
     block = rule.block or columns
@@ -40,8 +38,7 @@ def gptq(
     levels, scales = np.empty((rows, columns), np.int8), np.empty((rows, columns // block), np.float32)
     for start in range(0, rows, ROWS):
         part = slice(start, start + ROWS)
-        chosen = choose_scales(weight[part].reshape(-1, block), rule).astype(ml_dtypes.bfloat16).astype(np.float32)
-        scales[part] = chosen.reshape(-1, columns // block)
+        scales[part] = choose_scales(weight[part].reshape(-1, block), rule).reshape(-1, columns // block)
         by_column = scales[part][:, order // block]
         found = _propagate(weight[part][:, order], by_column, factor, rule)
         for _ in range(sweeps):
@@ -90,9 +87,7 @@ def _propagate(weight: Weight, scales: Scales, factor: Weight, rule: Rule) -> np
     return levels
 
 
-def _sweep(
-    levels: npt.NDArray[np.float32], weight: Weight, scales: Scales, curvature: Weight, rule: Rule
-) -> None:
+def _sweep(levels: npt.NDArray[np.float32], weight: Weight, scales: Scales, curvature: Weight, rule: Rule) -> None:
     """Gives each column in turn the levels that are best with all others as they are."""
     gradient = (weight - levels * scales) @ curvature
     for start in range(0, weight.shape[1], TOGETHER):

@@ -45,6 +45,18 @@ class Rule(BaseModel):
         half = 1 << (self.bits - 1)
         return (1 - half if self.bits == 8 else -half), half - 1
 
+    @property
+    def rounded(self) -> Rule:
+        """The same without calibration."""
+        return self.model_copy(update={"method": "round"})
+
+    def size_bytes(self, rows: int, columns: int) -> int:
+        """Of a weight of this shape: levels, and a float32 scale a row or a 16-bit one a block."""
+        if self.dtype == "float32":
+            return 4 * rows * columns
+        scales = 2 * columns // self.block if self.block else 4
+        return rows * (columns * self.bits // 8 + scales)
+
 
 FLOAT = Rule(weights="*", dtype="float32")
 

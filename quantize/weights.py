@@ -81,7 +81,8 @@ def nearest(blocks: Weight, scales: Scales, rule: Rule) -> npt.NDArray[np.float3
     lowest, highest = rule.levels
     levels = blocks / scales[:, None]
     np.rint(levels, out=levels)
-    return np.clip(levels, lowest, highest, out=levels)
+    np.clip(levels, lowest, highest, out=levels)
+    return levels
 
 
 def choose_scales(blocks: Weight, rule: Rule, signed: bool = False) -> Scales:
@@ -130,15 +131,17 @@ def _error(blocks: Weight, scales: Scales, rule: Rule) -> npt.NDArray[np.floatin
     off = nearest(blocks, scales, rule)
     off *= scales[:, None]
     off -= blocks
-    return np.einsum("ij,ij->i", off, off)
+    squared: npt.NDArray[np.floating] = np.einsum("ij,ij->i", off, off)
+    return squared
 
 
 def _kept(scales: npt.NDArray[np.floating], rule: Rule) -> Scales:
     """As runtimes keep them: float32 a row; a block's in bfloat16, which a LiteRT file holds as float16."""
     if not rule.block:
         return np.maximum(scales, 1e-30).astype(np.float32)
-    narrow = scales.astype(ml_dtypes.bfloat16).astype(np.float16)
-    return np.maximum(narrow.astype(np.float32), SMALLEST_SCALE)
+    narrow: Scales = scales.astype(ml_dtypes.bfloat16).astype(np.float16).astype(np.float32)
+    kept: Scales = np.maximum(narrow, SMALLEST_SCALE)
+    return kept
 
 
 def restore(levels: npt.NDArray[np.integer | np.floating], scales: Scales) -> Weight:
@@ -148,9 +151,10 @@ def restore(levels: npt.NDArray[np.integer | np.floating], scales: Scales) -> We
 
 
 def on_grid(weight: Weight, rule: Rule) -> float:
-    """Share of the weight's blocks that lie on a grid of the rule's bits already."""
+    """Share of the weight's blocks that lie on a grid of the rule's bits already; those of zeros do."""
     blocks = weight.reshape(-1, rule.block or weight.shape[1])
-    return float((grid.steps(blocks, np.abs(blocks).max(-1), 1 << (rule.bits - 1)) > 0).mean())
+    largest = np.abs(blocks).max(-1)
+    return float(((grid.steps(blocks, largest, 1 << (rule.bits - 1)) > 0) | (largest == 0)).mean())
 
 
 def round_trip(weight: Weight, rule: Rule) -> Weight:

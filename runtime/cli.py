@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -20,6 +20,9 @@ from .prompts import read_prompts
 from .session import open_session
 from .target import Target
 from .text import Tokenizer
+
+if TYPE_CHECKING:
+    from pocketdraft.export.plan import Plan
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -68,7 +71,9 @@ def export(
         Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")
     ] = "litert",
     device: Annotated[Device, typer.Option(help="What LiteRT-LM will run the graphs on.")] = "cpu",
-    recipe: Annotated[str, typer.Option(help="f32, w8, w4, mixed, or a .toml file.")] = "mixed",
+    recipe: Annotated[
+        str, typer.Option(help="f32, w8, w4, mixed, a .toml file, or own: what is quantized already stays so.")
+    ] = "mixed",
     drafter_recipe: Annotated[str | None, typer.Option(help="Another recipe for the drafter.")] = None,
     embedder_recipe: Annotated[str | None, typer.Option(help="Another recipe for the embedders.")] = None,
     context: Annotated[int, typer.Option(help="Cache slots: prompt and output together.")] = 512,
@@ -76,6 +81,9 @@ def export(
     drafts: Annotated[str, typer.Option(help="Draft lengths to verify; the first is LiteRT-LM's.")] = "4,1,2,8",
     head: Annotated[Literal["auto", "dense", "centroid"], typer.Option(help="The drafter's head.")] = "auto",
     position: Annotated[Position, typer.Option(help="The position that the drafter was trained at.")] = "pending",
+    calibration: Annotated[
+        Path | None, typer.Option(help="JSONL of texts for rules with method = 'gptq': writes OUT.calibrated first.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -87,14 +95,15 @@ def export(
     from pocketdraft.quantize import recipe as recipes
 
     plan.check_device(device, backend)
+    base = "mixed" if recipe == "own" else recipe
     wanted = plan.Plan(
         target=target or TARGET_DIR,
         drafter=drafter or DRAFTER_DIR,
         out=out,
         recipes=plan.Recipes(
-            target=recipes.load(recipe),
-            drafter=recipes.load(drafter_recipe or recipe),
-            embedder=recipes.load(embedder_recipe or recipe),
+            target=recipes.load(base),
+            drafter=recipes.load(drafter_recipe or base),
+            embedder=recipes.load(embedder_recipe or base),
         ),
         backend="litert" if backend == "all" else backend,
         device=device,
@@ -104,11 +113,18 @@ def export(
         head=head,
         position=position,
     )
+    if recipe == "own":
+        from pocketdraft.export.own_recipe import with_own_recipe
+
+        wanted = with_own_recipe(wanted)
     plans = [wanted]
     if backend == "all":
         plans = [replace(wanted, backend=one, out=out / one) for one in get_args(Backend)]
     for one in plans:
         staging.check_out(one.out, single=one.out.suffix == ".litertlm")
+    if calibration is not None:
+        folder = _calibrate(wanted, calibration, quiet or as_json)
+        plans = [replace(one, target=folder / "target", drafter=folder / "drafter") for one in plans]
     with terminal.progress(quiet or as_json) as advance:
         try:
             manifests = build_isolated(plans, advance)
@@ -123,6 +139,20 @@ def export(
             print(
                 f"{one.out}: {len(manifest.graphs)} graphs, {manifest.size / 1e6:.1f} MB, exported in {seconds:.0f} s"
             )
+
+
+def _calibrate(wanted: Plan, texts: Path, quiet: bool) -> Path:
+    """Writes the calibrated pair beside the bundle and gives its folder."""
+    from pocketdraft.export.calibrate import calibrate
+    from pocketdraft.export.checkpoint import Checkpoint
+
+    folder = wanted.out.with_name(f"{wanted.out.name}.calibrated")
+    files = Checkpoint.open(wanted.target)
+    tokenizer = Tokenizer(files.tokenizer_file, files.tokens().bos)
+    tokens = [tokenizer.encode(prompt.text) for prompt in read_prompts(texts)]
+    with terminal.progress(quiet) as advance:
+        calibrate(replace(wanted, out=folder), tokens, advance)
+    return folder
 
 
 @app.command()

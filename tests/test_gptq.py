@@ -51,16 +51,13 @@ def test_outputs_are_nearer_than_rounding_and_than_ai_edge_quantizers_gptq_bring
     assert ours < output_error(weight, tensors.uniform_dequantize(found.quantized_data, found), inputs)
 
 
-def test_few_columns_come_out_near_the_best_of_all_levels():
+def test_of_all_the_levels_that_few_columns_may_have_hardly_any_are_better():
     weight, inputs = a_layer(outputs=8, inputs=6)
-    rule = Rule(weights="*", dtype="int2")
-    levels, scales = gptq(weight, inputs.T @ inputs, rule, damping=1e-6)
+    levels, scales = gptq(weight, inputs.T @ inputs, Rule(weights="*", dtype="int2"), damping=1e-6)
     every = np.array(list(itertools.product(range(-2, 2), repeat=6)), np.float32)
     for row, found, scale in zip(weight, levels[:, 0], scales[:, 0], strict=True):
         errors = np.square(inputs @ (every * scale - row).T).sum(0)
-        error = np.square(inputs @ (found * scale - row)).sum()
-        assert error <= 1.5 * errors.min()
-        assert (errors < error).mean() < 0.01
+        assert (errors < np.square(inputs @ (found * scale - row)).sum() * (1 - 1e-6)).mean() < 0.005
 
 
 def test_no_single_level_can_be_bettered_after_the_sweeps():
@@ -103,8 +100,8 @@ def test_compensation_makes_up_for_inputs_that_are_off():
     def error(found: np.ndarray) -> float:
         return float(np.square(now @ found.T - wanted @ weight.T).sum())
 
-    half = compensated(weight, hessian, cross, share=0.5, damping=1e-6)
-    whole = compensated(weight, hessian, cross, share=1.0, damping=1e-6)
+    half = compensated(weight, hessian, cross, share=0.5, damping=1e-9)
+    whole = compensated(weight, hessian, cross, share=1.0, damping=1e-9)
     assert error(whole) < error(half) < error(weight)
     best = np.linalg.lstsq(now, wanted @ weight.T, rcond=None)[0].T
     np.testing.assert_allclose(whole, best, atol=2e-3)

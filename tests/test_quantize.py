@@ -65,7 +65,9 @@ def test_a_wrong_recipe_file_names_the_place(tmp_path, text, says):
 
 
 RULES = [("int8", 0), ("int4", 0), ("int4", 32), ("int2", 0), ("int2", 32)]
-WEIGHTS = st.tuples(st.sampled_from(RULES), st.sampled_from(["float32", "bfloat16", "float16"]), st.integers(0, 2**32 - 1))
+WEIGHTS = st.tuples(
+    st.sampled_from(RULES), st.sampled_from(["float32", "bfloat16", "float16"]), st.integers(0, 2**32 - 1)
+)
 
 
 def rule_of(kind: tuple[str, int], scale: str = "mse") -> Rule:
@@ -148,7 +150,7 @@ def test_the_lowest_level_of_an_int4_grid_is_kept():
 
 
 def q4_0(seed: int) -> np.ndarray:
-    """llama.cpp's grid, which Gemma's `-q4_0-unquantized` checkpoints lie on: the extremum is level -8, d has a sign."""
+    """llama.cpp's grid, which Gemma's `-q4_0-unquantized` checkpoints lie on: a block's extremum is level -8."""
     blocks = np.random.default_rng(seed).standard_normal((64, 32)) * 0.02
     extremum = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[:, None], 1)
     d = stored_as("bfloat16", extremum / -8)
@@ -183,7 +185,7 @@ def test_int8_never_uses_its_lowest_level():
 
 @pytest.mark.parametrize("kind", RULES)
 def test_a_block_of_zeros_has_a_scale_that_runtimes_accept(kind):
-    """XNNPACK refuses a model with a scale that is zero or negative, and a block's scale lies in the file as float16."""
+    """XNNPACK refuses a model with a scale that is not positive, and a block's scale lies in the file as float16."""
     weight = np.zeros((2, 64), np.float32)
     weight[1] = 1e-9
     levels, scales = quantize(weight, rule_of(kind))
