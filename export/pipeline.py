@@ -79,6 +79,8 @@ def build(plans: Sequence[Plan], progress: Progress = lambda *_: None) -> list[M
         check_out(one.out, single=one.out.suffix == ".litertlm")
     progress("Reading checkpoints", 0, 1)
     models = open_models(*files)
+    for one in plans:
+        check_kernels(one, models)
     weights = quantized_weights(plan, files, models)
     errors = weight_errors(weights, progress)
     manifests = [_bundle(one, files, models, weights, errors, progress) for one in plans]
@@ -128,6 +130,22 @@ def head_of(plan: Plan, drafter: Checkpoint) -> Head:
     return "centroid" if plan.allows_centroids and centroids else "dense"
 
 
+def check_kernels(plan: Plan, models: Models) -> None:
+    """Raises PocketdraftError for a rule that the plan's backend has no operator for."""
+    for name, module in all_weights(make_steps(plan, models, Plain())[0]).items():
+        rule = plan.recipes.rule_for(name)
+        kind = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
+        kernels = backend_of(plan).KERNELS[kind]
+        if rule.dtype != "float32" and rule.block not in kernels.get(rule.dtype, ()):
+            word = {0: "a scale a row"}.get(rule.block, f"blocks of {rule.block}")
+            runs = ", ".join(f"{dtype} in blocks of {list(blocks)}" for dtype, blocks in kernels.items())
+            what = "a linear layer" if kind is nn.Linear else "a table"
+            raise PocketdraftError(
+                f"The recipe asks for {name} as {rule.dtype} with {word}, for which {plan.backend} has no operator; "
+                f"put a rule for it before, which for {what} may be {runs} (0: a scale a row)."
+            )
+
+
 def quantized_weights(plan: Plan, files: tuple[Checkpoint, Checkpoint], models: Models) -> dict[str, Quantized]:
     """Every weight with its rule, nothing done yet. Raises PocketdraftError for a rule that does not fit a weight."""
     digests = files[0].digests | files[1].digests
@@ -157,8 +175,8 @@ def weight_errors(weights: Weights, progress: Progress) -> list[WeightError]:
 def _check_calibrated(rule: Rule, error: WeightError) -> None:
     if rule.method == "gptq" and error.sqnr_db < ON_GRID_DB:
         raise PocketdraftError(
-            f"The recipe wants {error.weight} calibrated (method = 'gptq'), but in the checkpoint it lies on no grid of "
-            "that rule; give calibration texts with --calibration, or a rule with method = 'round'."
+            f"The recipe wants {error.weight} calibrated (method = 'gptq'), but it lies on no grid of that rule yet; "
+            "give calibration texts with --calibration, or a rule with method = 'round'."
         )
 
 

@@ -137,10 +137,8 @@ def _error(blocks: Weight, scales: Scales, rule: Rule) -> npt.NDArray[np.floatin
 
 def _kept(scales: npt.NDArray[np.floating], rule: Rule) -> Scales:
     """As runtimes keep them: float32 a row; a block's in bfloat16, which a LiteRT file holds as float16."""
-    if not rule.block:
-        return np.maximum(scales, 1e-30).astype(np.float32)
-    narrow: Scales = scales.astype(ml_dtypes.bfloat16).astype(np.float16).astype(np.float32)
-    kept: Scales = np.maximum(narrow, SMALLEST_SCALE)
+    narrow = scales.astype(ml_dtypes.bfloat16).astype(np.float16) if rule.block else scales
+    kept: Scales = np.maximum(narrow.astype(np.float32), SMALLEST_SCALE if rule.block else 1e-30)
     return kept
 
 

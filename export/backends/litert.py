@@ -124,6 +124,13 @@ def _unused(param: Tensor) -> Tensor:
 
 
 STREAMS = True
+BLOCKS = (0, 32, 64, 128, 256)
+# What LiteRT 2.3.0 runs, by kind of weight and precision: blocks that share a scale, 0 for a whole row. Of the
+# others it refuses the model when it opens it (linear) or when it first calls it (embedding).
+KERNELS = {
+    nn.Linear: {"int8": (0,), "int4": BLOCKS, "int2": (0,)},
+    nn.Embedding: {"int8": (0,), "int4": BLOCKS, "int2": BLOCKS},
+}
 OPERATORS = {"cpu": LiteRTOperators(), "gpu": GPUOperators()}
 
 

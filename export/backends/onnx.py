@@ -61,6 +61,8 @@ class ScatteredRows(Plain):
 
 
 STREAMS = False
+BLOCKS = (0, 32, 64, 128, 256)
+KERNELS = {kind: {"int8": BLOCKS, "int4": BLOCKS} for kind in (nn.Linear, nn.Embedding)}
 OPERATORS = {"cpu": ScatteredRows()}
 
 
