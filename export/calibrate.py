@@ -232,10 +232,12 @@ def through_drafter(work: Calibration, texts: Sequence[Text], progress: Progress
 
 def _drafts(work: Calibration, text: Text, first: int) -> Iterator[Tensor]:
     """Drafts from every few places of a text; gives the drafter's hidden states [1, places, D], draft by draft."""
-    step = work.draft_step
-    places = torch.arange(first, len(text.tokens) - 1, EVERY, dtype=torch.int32)
+    step, chosen = work.draft_step, range(first, len(text.tokens) - 1, EVERY)
+    if not chosen:
+        return
+    places = torch.tensor(chosen, dtype=torch.int32)
     mask = (torch.arange(len(text.tokens)) <= places[:, None])[None, None]
-    hidden, tokens = text.now.x[:, places], [text.tokens[place + 1] for place in places.tolist()]
+    hidden, tokens = text.now.x[:, places], [text.tokens[place + 1] for place in chosen]
     for _ in range(DEPTHS):
         activations = torch.cat([work.rows(work.models.target.embed_tokens, tokens), hidden], -1)
         state = step.trunk(step.pre_projection(activations), None, places + step.offset, mask, text.now.kv)

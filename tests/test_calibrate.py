@@ -118,6 +118,14 @@ def test_a_recipe_without_calibration_is_told_so(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_short_end_of_a_long_text_does_no_harm(tmp_path):
+    """A text of LONGEST + 2 tokens leaves a piece of two, from which no draft may start."""
+    long = [token for text in texts() for token in text]
+    pieces = [long[i * 258 : (i + 1) * 258] for i in range(5)]
+    calibrate(plan_of(CALIBRATED, tmp_path / "pair"), pieces)
+    assert (tmp_path / "pair" / "drafter" / "model.safetensors").is_file()
+
+
 def test_too_little_text_is_refused_with_both_numbers(tmp_path):
     with pytest.raises(PocketdraftError, match=r"have 12 tokens, 1024 are the least"):
         calibrate(plan_of(CALIBRATED, tmp_path / "pair"), [list(range(3, 15))])
