@@ -12,6 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import WeightError, check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import (
@@ -40,6 +43,7 @@ from .steps.target import embedder_steps, target_steps
 from .stored import Places, load
 
 VERSIONED = ("pocketdraft", "torch", "transformers")
+ON_GRID_DB = 50.0  # what storing a grid in bfloat16 leaves is more, what rounding to int8 leaves is less
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,8 @@ def quantized_weights(plan: Plan, files: tuple[Checkpoint, Checkpoint], models: 
     weights = {}
     for name, module in all_weights(make_steps(plan, models, Plain())[0]).items():
         stored, rule = models.stored[module.weight], plan.recipes.rule_for(name)
+        if not isinstance(module, nn.Linear):
+            rule = rule.rounded  # rows that are looked up have no inputs to be calibrated on
         weights[name] = Quantized(name, stored, sources[stored], rule, plan.cache)
     return weights
 
@@ -150,9 +156,18 @@ def weight_errors(weights: Weights, progress: Progress) -> list[WeightError]:
         progress("Quantizing", index, len(weights))
         if weight.rule.dtype != "float32":
             errors.append(weight.error())
+            _check_calibrated(weight.rule, errors[-1])
         else:
             weight.open().close()  # read and checked before the long work
     return sorted(errors, key=lambda error: error.sqnr_db)
+
+
+def _check_calibrated(rule: Rule, error: WeightError) -> None:
+    if rule.method == "gptq" and error.sqnr_db < ON_GRID_DB:
+        raise PocketdraftError(
+            f"The recipe wants {error.weight} calibrated (method = 'gptq'), but it lies on no grid of that rule yet; "
+            "give calibration texts with --calibration, or a rule with method = 'round'."
+        )
 
 
 def _bundle(

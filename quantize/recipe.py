@@ -24,7 +24,8 @@ class Rule(BaseModel):
     """`weights` is a shell pattern. `block` is the number of input channels that share a scale, 0 for all.
 
     `scale` says how scales are chosen where a weight lies on no grid of its own: "mse" clips where that lowers the
-    squared error (int4 and int2), "absmax" never clips.
+    squared error (int4 and int2), "absmax" never clips. `method` "gptq" wants a checkpoint whose weights calibration
+    has put on the rule's grid beforehand.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +33,7 @@ class Rule(BaseModel):
     dtype: Literal["float32", "int8", "int4", "int2"]
     block: Literal[0, 32, 64, 128, 256] = 0
     scale: Literal["mse", "absmax"] = "mse"
+    method: Literal["round", "gptq"] = "round"
 
     @property
     def bits(self) -> int:
@@ -42,6 +44,18 @@ class Rule(BaseModel):
         """The lowest and the highest level. Without int8's -128: older Arm kernels add two products in 16 bits."""
         half = 1 << (self.bits - 1)
         return (1 - half if self.bits == 8 else -half), half - 1
+
+    @property
+    def rounded(self) -> Rule:
+        """The same without calibration."""
+        return self.model_copy(update={"method": "round"})
+
+    def size_bytes(self, rows: int, columns: int) -> int:
+        """Of a weight of this shape: levels, and a float32 scale a row or a 16-bit one a block."""
+        if self.dtype == "float32":
+            return 4 * rows * columns
+        scales = 2 * columns // self.block if self.block else 4
+        return rows * (columns * self.bits // 8 + scales)
 
 
 FLOAT = Rule(weights="*", dtype="float32")
