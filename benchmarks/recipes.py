@@ -1,12 +1,17 @@
-"""What a recipe costs: size, the target's quality on held-out text, and acceptance, for each half apart and together.
+"""What a recipe costs: size, quality of the target, acceptance with each half quantized apart and together, speed.
 
-    python benchmarks/recipes.py [--recipes w8,mixed,w4] [--calibration FILE] [--text FILE --width 240]
+    pip download --no-deps botocore==1.44.5
+    apt-get install bible-kjv diatheke sword-text-sparv
+    python benchmarks/recipes.py --botocore botocore-1.44.5-py3-none-any.whl
 
-The graphs are emulated in torch as LiteRT computes them: weights on their grids, activations int8. Perplexity, KL
-(nats a token) and agreement of argmax are the target's, against the float target, on the texts' first `width` tokens.
-Acceptance is greedy, four drafts a round, over the prompts: of the quantized target with the float drafter, of the
-float target with the quantized drafter, of both. With --calibration each recipe is also tried with method = "gptq" for
-its int4 and int2 rules, calibrated on that file. The table is Markdown; the last line is JSON.
+All figures are of exported LiteRT graphs, one thread. Perplexity, KL (nats a token) and agreement of argmax with the
+float target are over texts that neither training nor calibration saw, from a place after their start; acceptance is
+greedy, four drafts a round, over the embedded prompts, and speed is taken there too, all recipes in turn on each
+prompt. "calibrated" recipes round weights by `pocketdraft calibrate`, on training texts. The bits of `N bits` are
+shared out by `pocketdraft mix`, which reads the same texts. The last line is JSON.
+
+The physics: decoding reads every weight once a token, so bytes are speed where memory is the limit. The embedded
+pair lies in the cache of a desktop, where int4 saves nothing and its unpacking shows.
 """
 
 from __future__ import annotations
@@ -14,188 +19,232 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
 
-from pocketdraft.export.backends.eager import EagerEngine
-from pocketdraft.export.backends.litert import quantize_steps
 from pocketdraft.export.calibrate import calibrate
 from pocketdraft.export.checkpoint import Checkpoint
-from pocketdraft.export.pipeline import load_models, make_steps
+from pocketdraft.export.isolated import build_isolated
+from pocketdraft.export.pipeline import make_steps, open_models
 from pocketdraft.export.plan import Plan, Recipes
-from pocketdraft.export.step import Plain, Step, all_weights
-from pocketdraft.export.steps.mtp import drafter_spec
+from pocketdraft.export.sensitivity import mixed
+from pocketdraft.export.step import Plain, all_weights
 from pocketdraft.export.tiny import DRAFTER_DIR, PROMPTS_FILE, TARGET_DIR
+from pocketdraft.export.tiny.corpus import Corpus, build_corpus
 from pocketdraft.quantize.recipe import Recipe, load
-from pocketdraft.runtime.manifest import FORMAT_VERSION, Manifest, Source
-from pocketdraft.runtime.prompts import Prompt, read_prompts
+from pocketdraft.runtime.cache import Cache
+from pocketdraft.runtime.engine import open_engine
+from pocketdraft.runtime.prompts import read_prompts
+from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.stats import Stats
 from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
 
-DRAFTS = 4
 FLOAT = load("f32")
-PARTS = ("target", "drafter", "both")  # which of them the acceptance is measured with quantized
+DRAFTS, WIDTH, CONTEXT = 4, 64, 256
+CALIBRATION_TEXTS, CALIBRATION_TOKENS = 16, 256  # of each domain; tokens of each
+HELD_OUT_TEXTS, SKIPPED = 24, 64
+Half = Literal["target", "drafter", "both"]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two checkpoints and the recipe of each; the target's is the embedders' too."""
+class Row:
+    """A recipe, and the checkpoints that it is for."""
 
-    target: Path
-    drafter: Path
-    target_recipe: Recipe = FLOAT
-    drafter_recipe: Recipe = FLOAT
+    name: str
+    recipe: Recipe
+    target: Path = TARGET_DIR
+    drafter: Path = DRAFTER_DIR
+    kv: Literal["float32", "int8"] = "float32"
 
-    def open(self, width: int) -> tuple[EagerEngine, list[Step]]:
-        """An engine to draft with, and its steps, of which `verify` of `width` tokens reads texts."""
-        recipes = Recipes(self.target_recipe, self.drafter_recipe, self.target_recipe)
-        plan = Plan(self.target, self.drafter, Path(), recipes, context=256, verify=(DRAFTS + 1, width))
-        files = Checkpoint.open(self.target), Checkpoint.open(self.drafter)
-        models = load_models(*files)
-        steps, layout = make_steps(plan, models, Plain())
-        quantize_steps(steps, recipes)
-        head = "centroid" if models.drafter.has_centroids else "dense"
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            backend="litert",
-            context_length=plan.context,
-            vocab_size=models.target.geometry.vocab,
-            kv=layout.layers,
-            graphs=tuple(step.spec for step in steps),
-            parts={},
-            drafter=drafter_spec(models.target.geometry, head, plan.position),
-            tokens=files[0].tokens(),
-            recipe={},
-            source=Source(target="", target_sha256="", drafter="", drafter_sha256=""),
-            versions={},
-            files={},
+    def export(self, half: Half, work: Path) -> Target:
+        """Its bundle with one half as it is, or none."""
+        own, out = self.recipe, work / self.name.replace(" ", "-") / half
+        recipes = {
+            "target": Recipes(own, FLOAT, own),
+            "drafter": Recipes(FLOAT, own, FLOAT),
+            "both": Recipes(own, own, own),
+        }[half]
+        plan = Plan(
+            target=TARGET_DIR if half == "drafter" else self.target,
+            drafter=DRAFTER_DIR if half == "target" else self.drafter,
+            out=out,
+            recipes=recipes,
+            context=CONTEXT,
+            prefill=(16, WIDTH),
+            verify=(DRAFTS + 1, WIDTH),
+            kv="float32" if half == "drafter" else self.kv,
         )
-        return EagerEngine(manifest, steps), steps
+        build_isolated([plan])
+        return Target(open_engine(out, threads=1))
 
 
-@torch.no_grad()
-def log_probabilities(steps: Sequence[Step], texts: Sequence[list[int]], width: int) -> Tensor:
-    """[texts * width, V]: after each of a text's first `width` tokens."""
-    roles = {step.spec.role: step for step in steps}
-    verify = next(step for step in steps if step.spec.role == "verify" and step.spec.width == width)
-    found = []
-    for text in texts:
-        ids = torch.tensor([text[:width]], dtype=torch.int32)
-        feed = verify.sample_inputs()
-        feed["embeddings"] = roles["embed"].module(token_ids=ids)["embeddings"]
-        if "embed_per_layer" in roles:
-            feed["per_layer_embeddings"] = roles["embed_per_layer"].module(token_ids=ids)["embeddings"]
-        feed["input_pos"] = torch.arange(width, dtype=torch.int32)
-        feed["mask"] = (torch.arange(feed["mask"].shape[-1]) <= feed["input_pos"][:, None])[None, None]
-        found.append(verify.module(**feed)["logits"][0].log_softmax(-1))
-    return torch.cat(found)
+@dataclass
+class Found:
+    """What was measured of a row. Bytes are those of all weights; bits are by weight, scales included."""
 
+    bytes: dict[str, int]
+    bits: dict[str, float]
+    perplexity: float
+    kl: float
+    agreement: float
+    accepted: dict[Half, float]
+    by_position: list[float]
+    plain: list[float] = field(default_factory=list)  # tokens/s, by prompt
+    drafted: list[float] = field(default_factory=list)
 
-def quality(now: Tensor, wanted: Tensor, texts: Sequence[list[int]], width: int) -> dict[str, float]:
-    following = torch.tensor([token for text in texts for token in text[1 : width + 1]])
-    return {
-        "perplexity": math.exp(-float(now.gather(-1, following[:, None]).mean())),
-        "kl": float((wanted.exp() * (wanted - now)).sum(-1).mean()),
-        "agreement": float((wanted.argmax(-1) == now.argmax(-1)).float().mean()),
-    }
-
-
-def acceptance(engine: EagerEngine, tokenizer: Tokenizer, prompts: Sequence[Prompt], budget: int) -> Stats:
-    target, stats = Target(engine), Stats()
-    for prompt in prompts:
-        session = open_session(engine, "mtp", DRAFTS, target)
-        session.stats = stats
-        for _ in session.generate(tokenizer.encode(prompt.text), budget):
-            pass
-    return stats
-
-
-def size(steps: Sequence[Step], recipe: Recipe, parts: Sequence[str]) -> tuple[int, int]:
-    """Bytes and weights of these parts."""
-    weights = {name: tuple(m.weight.shape) for name, m in all_weights(list(steps)).items()}
-    own = {name: shape for name, shape in weights.items() if name.partition(".")[0] in parts}
-    count = sum(rows * columns for rows, columns in own.values())
-    return sum(recipe.rule_for(name).size_bytes(*shape) for name, shape in own.items()), count
-
-
-def with_gptq(recipe: Recipe) -> Recipe:
-    """Its rules of few bits calibrated."""
-    rules = [rule.model_copy(update={"method": "gptq" if rule.bits < 8 else "round"}) for rule in recipe.rule]
-    return Recipe(name=f"{recipe.name} gptq", rule=tuple(rules))
+    def to_json(self) -> dict[str, Any]:
+        speed = {name: round(statistics.median(getattr(self, name)), 1) for name in ("plain", "drafted")}
+        ratio = statistics.median(d / p for p, d in zip(self.plain, self.drafted, strict=True))
+        return vars(self) | speed | {"ratio": round(ratio, 3)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, default=TARGET_DIR)
-    parser.add_argument("--drafter", type=Path, default=DRAFTER_DIR)
-    parser.add_argument("--recipes", default="w8,mixed,w4")
-    parser.add_argument("--calibration", type=Path, help="JSONL of texts, other than those measured on")
-    parser.add_argument("--text", type=Path, default=PROMPTS_FILE, help="JSONL of the texts that the target reads")
-    parser.add_argument("--prompts", type=Path, default=PROMPTS_FILE)
-    parser.add_argument("--width", type=int, default=48, help="tokens of each text")
+    parser.add_argument("--botocore", type=Path, required=True, help="the wheel")
+    parser.add_argument("--work", type=Path, default=Path("build/recipes"))
+    parser.add_argument("--bits", type=float, default=5.9, help="a weight, of `mix`")
+    parser.add_argument("--prompts", type=int, default=4, help="of each domain")
     parser.add_argument("--max-tokens", type=int, default=96)
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    files, plain = Checkpoint.open(chosen.target), Pair(chosen.target, chosen.drafter)
-    tokenizer = Tokenizer(files.tokenizer_file, files.text_config.bos_token_id)
-    texts = [tokenizer.encode(prompt.text) for prompt in read_prompts(chosen.text)]
-    texts = [text for text in texts if len(text) > chosen.width]
-    prompts = read_prompts(chosen.prompts)
-    engine, steps = plain.open(chosen.width)
-    wanted = log_probabilities(steps, texts, chosen.width)
-    float_stats = acceptance(engine, tokenizer, prompts, chosen.max_tokens)
-    found = {"f32": row(steps, FLOAT, quality(wanted, wanted, texts, chosen.width), *[float_stats] * 3)}
-    pairs = []
-    with tempfile.TemporaryDirectory() as work:
-        for name in chosen.recipes.split(","):
-            recipe = load(name)
-            pairs.append((recipe.name, Pair(chosen.target, chosen.drafter, recipe, recipe)))
-            if chosen.calibration and any(rule.bits < 8 for rule in recipe.rule):
-                tried, out = with_gptq(recipe), Path(work) / recipe.name
-                calibration = [tokenizer.encode(prompt.text) for prompt in read_prompts(chosen.calibration)]
-                calibrate(Plan(chosen.target, chosen.drafter, out, Recipes(tried, tried, tried)), calibration)
-                pairs.append((tried.name, Pair(out / "target", out / "drafter", tried, tried)))
-        for label, pair in pairs:
-            alone = Pair(pair.target, chosen.drafter, pair.target_recipe)
-            engine, steps = alone.open(chosen.width)
-            measured = quality(log_probabilities(steps, texts, chosen.width), wanted, texts, chosen.width)
-            stats = [acceptance(engine, tokenizer, prompts, chosen.max_tokens)]
-            for other in (Pair(chosen.target, pair.drafter, FLOAT, pair.drafter_recipe), pair):
-                engine, steps = other.open(chosen.width)
-                stats.append(acceptance(engine, tokenizer, prompts, chosen.max_tokens))
-            found[label] = row(steps, pair.target_recipe, measured, *stats)
-    report(found)
+    files = Checkpoint.open(TARGET_DIR)
+    tokenizer = Tokenizer(files.tokenizer_file, files.tokens().bos)
+    corpus = build_corpus(chosen.botocore)
+    texts = list(held_out(corpus, tokenizer))
+    prompts = [tokenizer.encode(prompt.text) for prompt in read_prompts(PROMPTS_FILE, chosen.prompts)]
+    wanted: list[Floats] = []
+    found: dict[str, Found] = {}
+    targets: dict[str, Target] = {}
+    shapes = shapes_of_weights()
+    for row in rows(list(calibration(corpus, tokenizer)), chosen.bits, chosen.work):
+        halves = {half: row.export(half, chosen.work) for half in ("target", "drafter", "both")}
+        target = halves["both"]
+        read = [log_probabilities(target, text) for text in texts]
+        wanted = wanted or read
+        stats = {half: accepted(one, prompts, chosen.max_tokens) for half, one in halves.items()}
+        targets[row.name] = target
+        found[row.name] = Found(*size(shapes, row.recipe), *quality(read, wanted, texts), *stats_of(stats))
+        print(f"{row.name}: KL {found[row.name].kl:.1e}", flush=True)
+    for prompt in prompts:
+        for name, target in targets.items():
+            for method, into in (("none", found[name].plain), ("mtp", found[name].drafted)):
+                into.append(generate(target, prompt, method, chosen.max_tokens).tokens_per_s)
+    report({name: one.to_json() for name, one in found.items()})
 
 
-def row(steps: Sequence[Step], recipe: Recipe, measured: dict[str, float], *stats: Stats) -> dict[str, object]:
-    target = size(steps, recipe, ("target", "embedder", "per_layer_embedder"))
-    drafter = size(steps, recipe, ("drafter",))
-    accepted = {
-        name: {"mean": round(s.accepted_per_round, 3), "by_position": [round(p, 3) for p in s.acceptance_by_position()]}
-        for name, s in zip(PARTS, stats, strict=True)
-    }
-    sizes = {"target_bytes": target[0], "drafter_bytes": drafter[0]}
-    bits = {"target_bits": 8 * target[0] / target[1], "drafter_bits": 8 * drafter[0] / drafter[1]}
-    return {**sizes, **bits, **measured, "accepted": accepted}
+def calibration(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    for texts in corpus.training.values():
+        for text in texts[:CALIBRATION_TEXTS]:
+            yield tokenizer.encode(text[: 8 * CALIBRATION_TOKENS])[:CALIBRATION_TOKENS]
 
 
-def report(found: dict[str, dict[str, object]]) -> None:
-    heads = ("recipe", "target MB, bits", "drafter MB, bits", "perplexity", "KL", "argmax", *PARTS, "both, by position")
-    print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
+def held_out(corpus: Corpus, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """WIDTH + 1 tokens each, the last of which is only predicted."""
+    place = random.Random(0)
+    for texts in corpus.held_out.values():
+        for text in texts[:HELD_OUT_TEXTS]:
+            tokens = tokenizer.encode(text)
+            start = place.randrange(max(1, len(tokens) - WIDTH - SKIPPED))
+            if len(tokens[start:]) > WIDTH:
+                yield [tokens[0], *tokens[start + 1 : start + WIDTH + 1]]
+
+
+def rows(texts: list[list[int]], bits: float, work: Path) -> Iterator[Row]:
+    yield Row("f32", FLOAT)
+    w8, noted = load("w8"), work / "calibrated" / "w8"
+    yield Row("w8", w8)
+    calibrate(Plan(TARGET_DIR, DRAFTER_DIR, noted, Recipes(w8, w8, w8)), texts)
+    yield Row("w8, int8 K/V", w8, noted / "target", noted / "drafter", "int8")
+    recipes = {name: load(name) for name in ("mixed", "w4", "w4e2")}
+    shared_out = mixed(Checkpoint.open(TARGET_DIR), texts[:: len(texts) // 16], bits, load("mixed"))
+    recipes[shared_out.name] = shared_out
+    for name, recipe in recipes.items():
+        out = work / "calibrated" / name.replace(" ", "-")
+        calibrate(Plan(TARGET_DIR, DRAFTER_DIR, out, Recipes(recipe, recipe, recipe)), texts)
+        yield Row(name, recipe)
+        yield Row(f"{name} calibrated", recipe, out / "target", out / "drafter")
+
+
+def shapes_of_weights() -> dict[str, tuple[int, int]]:
+    models = open_models(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR))
+    recipes = Recipes(FLOAT, FLOAT, FLOAT)
+    steps, _ = make_steps(Plan(TARGET_DIR, DRAFTER_DIR, Path(), recipes, context=CONTEXT), models, Plain())
+    return {name: module.weight.shape for name, module in all_weights(steps).items()}
+
+
+def size(shapes: dict[str, tuple[int, int]], recipe: Recipe) -> tuple[dict[str, int], dict[str, float]]:
+    """Bytes, and bits a weight, of the target with its embedders and of the drafter."""
+    halves: dict[str, list[str]] = {"target": [], "drafter": []}
+    for name in shapes:
+        halves["drafter" if name.startswith("drafter.") else "target"].append(name)
+    taken = {half: sum(recipe.rule_for(n).size_bytes(*shapes[n]) for n in names) for half, names in halves.items()}
+    count = {half: sum(math.prod(shapes[n]) for n in names) for half, names in halves.items()}
+    return taken, {half: 8 * taken[half] / count[half] for half in halves}
+
+
+def log_probabilities(target: Target, text: Sequence[int]) -> Floats:
+    """[WIDTH, V], by one call of the widest verify."""
+    cache = Cache(target.engine.new_cache(), target.context_length)
+    logits = target.verify(cache, text[0], Proposal.chain(text[1:WIDTH])).logits.astype(np.float64)
+    shifted: Floats = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def quality(read: list[Floats], wanted: list[Floats], texts: list[list[int]]) -> tuple[float, float, float]:
+    """Perplexity, KL and agreement of argmax."""
+    now, then = np.concatenate(read), np.concatenate(wanted)
+    following = np.array([token for text in texts for token in text[1 : WIDTH + 1]])
+    loss = -now[np.arange(len(now)), following].mean()
+    kl = (np.exp(then) * (then - now)).sum(-1).mean()
+    return math.exp(loss), float(kl), float((now.argmax(-1) == then.argmax(-1)).mean())
+
+
+def generate(target: Target, prompt: list[int], method: str, budget: int) -> Stats:
+    session = open_session(target.engine, method, DRAFTS, target)
+    for _ in session.generate(prompt, budget):
+        pass
+    return session.stats
+
+
+def accepted(target: Target, prompts: list[list[int]], budget: int) -> Stats:
+    whole = Stats()
+    for prompt in prompts:
+        whole.outcomes.update(generate(target, prompt, "mtp", budget).outcomes)
+    return whole
+
+
+def stats_of(stats: dict[Half, Stats]) -> tuple[dict[Half, float], list[float]]:
+    means = {half: round(one.accepted_per_round, 3) for half, one in stats.items()}
+    return means, [round(share, 3) for share in stats["both"].acceptance_by_position()]
+
+
+def report(found: dict[str, dict[str, Any]]) -> None:
+    columns = ("recipe", "target MB, bits", "drafter MB, bits", "perplexity", "KL", "argmax")
+    table = Table(*columns, "target", "drafter", "both", "by position", "plain", "drafted", "ratio")
     for name, one in found.items():
-        accepted: dict = one["accepted"]  # type: ignore[assignment]
-        sizes = [f"{one[f'{part}_bytes'] / 1e6:.2f}, {one[f'{part}_bits']:.1f}" for part in ("target", "drafter")]  # type: ignore[operator]
-        figures = f"{one['perplexity']:.2f} | {one['kl']:.1e} | {one['agreement']:.1%}"
-        means = " | ".join(f"{accepted[part]['mean']:.2f}" for part in PARTS)
-        positions = " ".join(f"{share:.2f}" for share in accepted["both"]["by_position"])
-        print(f"| {name} | {sizes[0]} | {sizes[1]} | {figures} | {means} | {positions} |")
+        table.add_row(
+            name,
+            *(f"{one['bytes'][part] / 1e6:.2f}, {one['bits'][part]:.1f}" for part in ("target", "drafter")),
+            f"{one['perplexity']:.2f}",
+            f"{one['kl']:.1e}",
+            f"{one['agreement']:.1%}",
+            *(f"{one['accepted'][half]:.2f}" for half in ("target", "drafter", "both")),
+            " ".join(f"{share:.2f}" for share in one["by_position"]),
+            *(f"{one[name]:,.0f}" for name in ("plain", "drafted")),
+            f"{one['ratio']:.2f}",
+        )
+    Console(width=200).print(table)
     print(json.dumps(found))
 
 

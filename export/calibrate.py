@@ -1,9 +1,10 @@
 """Calibration: a checkpoint pair in, the same pair with its weights on the grids of a recipe out.
 
-Weights whose rule says "gptq" get levels that keep what they give on calibration texts; the exporter reproduces
-those levels exactly, and rounds all other weights as ever. The target runs a layer at a time: each sees the error of
-those before it, and only one layer's weights and moments are in memory. The drafter then runs on the target so made,
-at each place of each text, and on its own projected states: what the loop feeds it.
+Linear weights of few bits get levels that keep what they give on calibration texts; the exporter reproduces those
+levels exactly, and rounds all other weights as ever. How far keys and values reach is written down as well. The
+target runs a layer at a time: each sees the error of those before it, and only one layer's weights and moments are
+in memory. The drafter then runs on the target so made, at each place of each text, and on its own projected states:
+what the loop feeds it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pocketdraft.quantize.weights import Weight, on_grid, restore, round_trip
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
+from .kv_int8 import HIGHEST
 from .layerwise import Moments, Recorder, TextKV, inputs_of, loaded, rounded_inputs
 from .models.gemma4_assistant import CentroidHead
 from .pair import check_pair
@@ -37,7 +39,7 @@ DEPTHS = 4  # drafts in a row that the drafter is calibrated on
 EVERY = 4  # of so many places of a text, one is drafted from: about as often as a loop does
 LONGEST = 256  # tokens of a text that run in one call
 FEWEST = 1024  # tokens of all texts
-RECORD_NAME = "calibration.json"
+MOST_BITS = 4  # of a weight that gains from calibration
 
 
 @dataclass
@@ -59,10 +61,11 @@ class Text:
     now: Stream
 
 
-def calibrate(plan: Plan, texts: Sequence[Sequence[int]], progress: Progress = lambda *_: None) -> None:
+def calibrate(plan: Plan, texts: Sequence[Sequence[int]], progress: Progress = lambda *_: None) -> dict[str, int]:
     """Writes `plan.out/target` and `plan.out/drafter`, checkpoints to export with the plan's recipes.
 
-    `texts` are token ids as a prompt has them. Raises PocketdraftError for bad input, before any long work.
+    `texts` are token ids as a prompt has them. Gives the numbers of tokens and of calibrated weights. Raises
+    PocketdraftError for bad input, before any long work.
     """
     files = Checkpoint.open(plan.target, plan.lora), Checkpoint.open(plan.drafter, plan.drafter_lora)
     check_pair(*files)
@@ -75,14 +78,11 @@ def calibrate(plan: Plan, texts: Sequence[Sequence[int]], progress: Progress = l
         )
     with staged(plan.out, kind=CALIBRATED) as folder, torch.no_grad():
         work = Calibration(plan, files, folder)
-        if not work.calibrated_in(*work.modules):
-            raise PocketdraftError(
-                f"The recipe {plan.recipes.target.name} has no rule with method = 'gptq' for any weight of this pair; "
-                "add one, or export without calibration."
-            )
         through_drafter(work, through_target(work, pieces, progress), progress)
-        record = {"tokens": count, "recipe": {part: plan.recipes.of(part).model_dump() for part in work.parts}}
-        (folder / RECORD_NAME).write_text(json.dumps(record, indent=1))
+        counts = {"tokens": count, "weights": len(work.calibrated_in(*work.modules))}
+        recipes = {part: plan.recipes.of(part).model_dump() for part in work.parts}
+        (folder / CALIBRATED.mark).write_text(json.dumps({**counts, "recipe": recipes}, indent=1))
+    return counts
 
 
 class Calibration:
@@ -99,11 +99,28 @@ class Calibration:
         self.places = {module: self.models.stored[module.weight] for module in self.modules}
         self._rule_for = plan.recipes.rule_for
         head, table = self.models.target.lm_head, self.models.target.embed_tokens
-        self._untied = head if head.weight is table.weight and self.rule(head).method == "gptq" else None
+        self._untied = head if head.weight is table.weight and self.rule(head).bits <= MOST_BITS else None
+        self._attentions = {layer: self.places[attention.k_proj].name for layer, attention in self._owners()}
+        kv_names = [name for layer in self._attentions for name in self._kv_names(layer)]
         self._copies = {
-            "target": Rewritten(files[0], folder / "target", self.places[head] if self._untied else None),
+            "target": Rewritten(files[0], folder / "target", self.places[head] if self._untied else None, kv_names),
             "drafter": Rewritten(files[1], folder / "drafter"),
         }
+
+    def _owners(self) -> Iterator[tuple[int, Any]]:
+        for index, layer in enumerate(self.models.target.trunk.layers):
+            if self.models.target.geometry.layers[index].owns_kv:
+                yield index, layer.self_attn
+
+    def _kv_names(self, layer: int) -> tuple[str, str]:
+        base = self._attentions[layer].removesuffix("k_proj.weight")
+        return f"{base}k_cache_scale", f"{base}v_cache_scale"
+
+    def note_kv(self, layer: int, texts: Sequence[Text]) -> None:
+        """Writes what a level of int8 keys and values is worth, where they reach as far as in these texts."""
+        for side, name in enumerate(self._kv_names(layer)):
+            reach = max(float(text.now.kv.read(layer)[side].abs().max()) for text in texts)
+            self._copies["target"].put(name, torch.tensor([reach / HIGHEST]))
 
     def rule(self, module: nn.Module) -> Rule:
         return self._rule_for(self.names[module])
@@ -119,7 +136,7 @@ class Calibration:
         found: dict[str, nn.Module] = {self.names[m]: m for m in inner if isinstance(m, nn.Linear) and m in self.names}
         found |= {self.names[m.rows]: m for m in inner if isinstance(m, CentroidHead) and m.rows in self.names}
         quantized = self.quantized_in(*modules)
-        return {name: m for name, m in found.items() if name in quantized and self._rule_for(name).method == "gptq"}
+        return {name: m for name, m in found.items() if name in quantized and self._rule_for(name).bits <= MOST_BITS}
 
     def recorder(self, *modules: nn.Module) -> Recorder:
         return Recorder({name for name, m in self.quantized_in(*modules).items() if isinstance(m, nn.Linear)})
@@ -186,6 +203,8 @@ def through_target(work: Calibration, pieces: Sequence[list[int]], progress: Pro
     for index, layer in enumerate(trunk.layers):
         progress("Calibrating the target", index, count + 1)
         work.through(texts, lambda s, layer=layer, i=index: layer(s.x, *s.given[i], s.kv), layer)  # type: ignore[misc]
+        if geometry.layers[index].owns_kv:
+            work.note_kv(index, texts)
         read = {later.reads for later in geometry.layers[index + 1 :]}
         for text in texts:
             text.wanted.kv.keep(read)

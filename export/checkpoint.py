@@ -26,6 +26,7 @@ from pocketdraft.runtime.manifest import Tokens, sha256
 
 from .adapter import Adapter
 from .hf_compat import patch_transformers
+from .kv_int8 import KV_STEP
 from .packed import unpacked
 from .stored import Places, Stored, adapted, stored_in
 
@@ -145,7 +146,7 @@ class Checkpoint:
             if name not in wanted:
                 name = next((mine for mine, theirs in tied.items() if theirs == name), name)
             if name not in wanted:
-                if OTHER_MODALITIES.match(full_name) or self._unused_kv(name):
+                if OTHER_MODALITIES.match(full_name) or KV_STEP.search(name) or self._unused_kv(name):
                     continue
                 raise PocketdraftError(
                     f"{self.folder} has a weight {full_name} that {self.config.model_type} does not know; "

@@ -9,7 +9,7 @@ level by level (see `quantize.grid`; `own_recipe` finds that recipe). Three form
     gemma                `weight` or `embedding_quantized`, int8 or 2 and 4 bits in bytes           (Google's Gemma 4
                          `-qat-mobile-transformers`, which litert-torch#1044 loads as if it were float)
 
-Scales of activations are left out, since the runtimes find ranges on the fly; those of K/V are read by `kv_scales`.
+Scales of activations are left out, since the runtimes find ranges on the fly; those of K/V: `kv_int8.steps_in`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ MEND = "give the checkpoint that it was made from, or a copy with float weights"
 # What goes with a packed weight, and is no weight itself.
 BESIDE = re.compile(
     r"\.(weight_packed|weight_scale|weight_shape|weight_zero_point|weight_g_idx|input_scale|output_scale|k_scale|v_scale"
-    r"|qweight|qzeros|scales|g_idx|embedding_quantized|embedding_scale|(input|output)_activation_scale"
-    r"|[kv]_cache_scale)$"
+    r"|qweight|qzeros|scales|g_idx|embedding_quantized|embedding_scale|(input|output)_activation_scale)$"
 )
 
 
@@ -81,12 +80,6 @@ def unpacked(config_file: Path, config: Mapping[str, Any] | None, tensors: Tenso
         raise PocketdraftError(f"{config_file} has quant_method {method!r}; pocketdraft reads {KNOWN}: {MEND}.")
     packed = find(config_file, config, tensors)
     return {name: stored for name, stored in tensors.items() if not BESIDE.search(name)} | packed
-
-
-def kv_scales(tensors: Tensors) -> dict[str, float]:
-    """By module, the step of int8 keys (`...k_cache_scale`) and values, where the checkpoint gives them."""
-    found = {name: stored for name, stored in tensors.items() if name.endswith(("k_cache_scale", "v_cache_scale"))}
-    return {name: float(stored.read().max()) for name, stored in found.items()}
 
 
 def _unpacked(words: Tensor, bits: int) -> Tensor:

@@ -6,15 +6,12 @@ import copy
 import importlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import WeightError, check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import (
@@ -23,6 +20,7 @@ from pocketdraft.runtime.manifest import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
     FileEntry,
+    KVSteps,
     Manifest,
     Source,
     sha256,
@@ -30,6 +28,7 @@ from pocketdraft.runtime.manifest import (
 
 from . import litertlm
 from .checkpoint import Checkpoint
+from .kv_int8 import steps_in
 from .kv_layout import KVLayout
 from .models.gemma4 import Target, load_target
 from .models.gemma4_assistant import Drafter, load_drafter
@@ -43,16 +42,19 @@ from .steps.target import embedder_steps, target_steps
 from .stored import Places, load
 
 VERSIONED = ("pocketdraft", "torch", "transformers")
-ON_GRID_DB = 50.0  # what storing a grid in bfloat16 leaves is more, what rounding to int8 leaves is less
 
 
 @dataclass(frozen=True)
 class Models:
-    """`stored` tells where the weights lie whose parameters are on the meta device: all the large ones."""
+    """`stored` tells where the weights lie whose parameters are on the meta device: all the large ones.
+
+    `kv_steps` are those of int8 K/V by layer, where the checkpoint says them.
+    """
 
     target: Target
     drafter: Drafter
     stored: Places
+    kv_steps: Mapping[int, KVSteps] = field(default_factory=dict)
 
     def fresh(self) -> Models:
         """Modules that a backend may take apart, over the same parameters."""
@@ -99,7 +101,7 @@ def open_models(target: Checkpoint, drafter: Checkpoint) -> Models:
     """Checks names and shapes of all weights and reads the small ones."""
     target_model, stored = load_target(target)
     drafter_model, more = load_drafter(drafter, target_model.geometry)
-    return Models(target_model, drafter_model, stored | more)
+    return Models(target_model, drafter_model, stored | more, steps_in(target.tensors))
 
 
 def load_models(target: Checkpoint, drafter: Checkpoint) -> Models:
@@ -110,13 +112,27 @@ def load_models(target: Checkpoint, drafter: Checkpoint) -> Models:
 def make_steps(plan: Plan, models: Models, operators: Operators) -> tuple[list[Step], KVLayout]:
     """All graphs of the pair, part by part."""
     geometry = models.target.geometry
-    layout = KVLayout.of(geometry, plan.context, plan.widest if plan.device == "cpu" else None)
+    layout = KVLayout.of(geometry, plan.context, plan.ring_width, kv_steps_of(plan, models))
     head: Head = "centroid" if plan.allows_centroids and models.drafter.has_centroids else "dense"
     return [
         *target_steps(models.target, layout, plan.prefill, plan.verify, operators),
         mtp_step(models.drafter, geometry, layout, head, plan.position, operators),
         *embedder_steps(models.target),
     ], layout
+
+
+def kv_steps_of(plan: Plan, models: Models) -> Mapping[int, KVSteps] | None:
+    """Of each layer that owns K/V; None where they are float32. Raises PocketdraftError for a step that is missing."""
+    if plan.kv == "float32":
+        return None
+    owners = [index for index, layer in enumerate(models.target.geometry.layers) if layer.owns_kv]
+    missing = next((index for index in owners if index not in models.kv_steps), None)
+    if missing is not None:
+        raise PocketdraftError(
+            f"--kv is int8, {plan.target} does not say how far keys and values of layer {missing} reach; "
+            "run `pocketdraft calibrate` and export what it writes."
+        )
+    return models.kv_steps
 
 
 def head_of(plan: Plan, drafter: Checkpoint) -> Head:
@@ -135,8 +151,6 @@ def quantized_weights(plan: Plan, files: tuple[Checkpoint, Checkpoint], models: 
     weights = {}
     for name, module in all_weights(make_steps(plan, models, Plain())[0]).items():
         stored, rule = models.stored[module.weight], plan.recipes.rule_for(name)
-        if not isinstance(module, nn.Linear):
-            rule = rule.rounded  # rows that are looked up have no inputs to be calibrated on
         weights[name] = Quantized(name, stored, sources[stored], rule, plan.cache)
     return weights
 
@@ -156,18 +170,9 @@ def weight_errors(weights: Weights, progress: Progress) -> list[WeightError]:
         progress("Quantizing", index, len(weights))
         if weight.rule.dtype != "float32":
             errors.append(weight.error())
-            _check_calibrated(weight.rule, errors[-1])
         else:
             weight.open().close()  # read and checked before the long work
     return sorted(errors, key=lambda error: error.sqnr_db)
-
-
-def _check_calibrated(rule: Rule, error: WeightError) -> None:
-    if rule.method == "gptq" and error.sqnr_db < ON_GRID_DB:
-        raise PocketdraftError(
-            f"The recipe wants {error.weight} calibrated (method = 'gptq'), but it lies on no grid of that rule yet; "
-            "give calibration texts with --calibration, or a rule with method = 'round'."
-        )
 
 
 def _bundle(

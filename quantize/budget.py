@@ -32,7 +32,7 @@ def choose(options: Mapping[str, Sequence[Option]], budget_bytes: int) -> dict[s
     if left < 0:
         raise PocketdraftError(
             f"The budget is {budget_bytes / 1e6:.2f} MB, the smallest precision that the rules allow takes "
-            f"{(budget_bytes - left) / 1e6:.2f} MB; raise budget_bits or allow fewer bits."
+            f"{(budget_bytes - left) / 1e6:.2f} MB; give more bits a weight."
         )
     upgrades: list[tuple[float, str]] = []
 

@@ -8,6 +8,7 @@ that none matches stays float. Names are `part.path`, such as `target.layers.3.m
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,8 +25,7 @@ class Rule(BaseModel):
     """`weights` is a shell pattern. `block` is the number of input channels that share a scale, 0 for all.
 
     `scale` says how scales are chosen where a weight lies on no grid of its own: "mse" clips where that lowers the
-    squared error (int4 and int2), "absmax" never clips. `method` "gptq" wants a checkpoint whose weights calibration
-    has put on the rule's grid beforehand.
+    squared error (int4 and int2), "absmax" never clips.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +33,6 @@ class Rule(BaseModel):
     dtype: Literal["float32", "int8", "int4", "int2"]
     block: Literal[0, 32, 64, 128, 256] = 0
     scale: Literal["mse", "absmax"] = "mse"
-    method: Literal["round", "gptq"] = "round"
 
     @property
     def bits(self) -> int:
@@ -44,11 +43,6 @@ class Rule(BaseModel):
         """The lowest and the highest level. Without int8's -128: older Arm kernels add two products in 16 bits."""
         half = 1 << (self.bits - 1)
         return (1 - half if self.bits == 8 else -half), half - 1
-
-    @property
-    def rounded(self) -> Rule:
-        """The same without calibration."""
-        return self.model_copy(update={"method": "round"})
 
     def size_bytes(self, rows: int, columns: int) -> int:
         """Of a weight of this shape: levels, and a float32 scale a row or a 16-bit one a block."""
@@ -69,6 +63,12 @@ class Recipe(BaseModel):
     def rule_for(self, weight: str) -> Rule:
         """The first rule that matches, else float."""
         return next((rule for rule in self.rule if fnmatchcase(weight, rule.weights)), FLOAT)
+
+    def to_toml(self) -> str:
+        """What `load` reads."""
+        tables = (rule.model_dump(exclude_defaults=True) for rule in self.rule)
+        lines = ("".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()) for table in tables)
+        return "\n".join(f"[[rule]]\n{line}" for line in lines)
 
 
 def load(name: str) -> Recipe:

@@ -14,7 +14,7 @@ from pocketdraft.export.backends.litert import quantize_steps
 from pocketdraft.export.calibrate import Calibration, calibrate, through_target
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.layerwise import inputs_of
-from pocketdraft.export.pipeline import build, load_models, make_steps
+from pocketdraft.export.pipeline import load_models, make_steps
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.step import Plain, all_weights
 from pocketdraft.export.tiny import DRAFTER_DIR, PROMPTS_FILE, TARGET_DIR
@@ -28,11 +28,10 @@ WIDTH = 48
 # int4 for all but the tables, which have no inputs to be calibrated on.
 RULES = (
     Rule(weights="*embedder.table", dtype="int8"),
-    Rule(weights="*per_layer_projection", dtype="int4", method="gptq"),
-    Rule(weights="*", dtype="int4", block=32, method="gptq"),
+    Rule(weights="*per_layer_projection", dtype="int4"),
+    Rule(weights="*", dtype="int4", block=32),
 )
-CALIBRATED = Recipe(name="gptq", rule=RULES)
-ROUNDED = Recipe(name="round", rule=tuple(rule.rounded for rule in RULES))
+RECIPE = Recipe(name="int4", rule=RULES)
 
 
 def plan_of(recipe: Recipe, out: Path, target: Path = TARGET_DIR, drafter: Path = DRAFTER_DIR) -> Plan:
@@ -49,7 +48,7 @@ def texts() -> list[list[int]]:
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("calibrated") / "pair"
-    calibrate(plan_of(CALIBRATED, out), texts()[::2])
+    calibrate(plan_of(RECIPE, out), texts()[::2])
     return out
 
 
@@ -80,8 +79,8 @@ def test_calibrated_weights_lie_on_their_rules_grid_and_the_others_are_the_same(
     before, after = weights_of(TARGET_DIR, DRAFTER_DIR), weights_of(calibrated / "target", calibrated / "drafter")
     assert before.keys() == after.keys()
     for name, weight in after.items():
-        rule = CALIBRATED.rule_for(name)
-        if rule.method == "gptq" and name != "drafter.head":
+        rule = RECIPE.rule_for(name)
+        if rule.bits == 4 and name != "drafter.head":
             assert on_grid(weight, rule) == 1, name
             assert error_of(name, weight, rule).sqnr_db > 50, name
             assert not np.array_equal(weight, before[name]), name
@@ -95,8 +94,8 @@ def test_the_calibrated_target_is_nearer_to_the_float_one_on_texts_it_has_not_se
     def kl(now: torch.Tensor) -> float:
         return float((wanted.exp() * (wanted - now)).sum(-1).mean())
 
-    rounded = kl(log_probabilities(TARGET_DIR, ROUNDED))
-    assert kl(log_probabilities(calibrated / "target", CALIBRATED)) < 0.85 * rounded
+    rounded = kl(log_probabilities(TARGET_DIR, RECIPE))
+    assert kl(log_probabilities(calibrated / "target", RECIPE)) < 0.85 * rounded
 
 
 def test_a_calibrated_head_is_a_tensor_of_its_own_and_transformers_loads_it(calibrated):
@@ -107,34 +106,23 @@ def test_a_calibrated_head_is_a_tensor_of_its_own_and_transformers_loads_it(cali
     np.testing.assert_array_equal(theirs.model.embed_tokens.weight.detach().numpy(), weights["embedder.table"])
 
 
-def test_a_recipe_that_wants_calibration_refuses_a_checkpoint_without(tmp_path):
-    with pytest.raises(PocketdraftError, match=r"wants target\.\S+ calibrated .* give calibration texts"):
-        build([plan_of(CALIBRATED, tmp_path / "bundle")])
-
-
-def test_a_recipe_without_calibration_is_told_so(tmp_path):
-    with pytest.raises(PocketdraftError, match="has no rule with method = 'gptq'"):
-        calibrate(plan_of(load("w8"), tmp_path / "pair"), texts())
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_short_end_of_a_long_text_does_no_harm(tmp_path):
     """A text of LONGEST + 2 tokens leaves a piece of two, from which no draft may start."""
     long = [token for text in texts() for token in text]
     pieces = [long[i * 258 : (i + 1) * 258] for i in range(5)]
-    calibrate(plan_of(CALIBRATED, tmp_path / "pair"), pieces)
+    calibrate(plan_of(RECIPE, tmp_path / "pair"), pieces)
     assert (tmp_path / "pair" / "drafter" / "model.safetensors").is_file()
 
 
 def test_too_little_text_is_refused_with_both_numbers(tmp_path):
     with pytest.raises(PocketdraftError, match=r"have 12 tokens, 1024 are the least"):
-        calibrate(plan_of(CALIBRATED, tmp_path / "pair"), [list(range(3, 15))])
+        calibrate(plan_of(RECIPE, tmp_path / "pair"), [list(range(3, 15))])
 
 
 def test_what_was_calibrated_on_is_recorded(calibrated):
     record = json.loads((calibrated / "calibration.json").read_text())
     assert record["tokens"] == sum(map(len, texts()[::2]))
-    assert Recipe.model_validate(record["recipe"]["target"]) == CALIBRATED
+    assert Recipe.model_validate(record["recipe"]["target"]) == RECIPE
 
 
 def test_texts_run_layer_by_layer_as_the_graphs_run_them(tmp_path):

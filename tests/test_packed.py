@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.kv_int8 import steps_in
 from pocketdraft.export.own_recipe import own_recipe
-from pocketdraft.export.packed import Packed, kv_scales, unpacked
+from pocketdraft.export.packed import Packed, unpacked
 from pocketdraft.export.stored import stored_in
 from pocketdraft.quantize.recipe import Rule, load
 from pocketdraft.quantize.weights import quantize, round_trip
@@ -98,13 +99,13 @@ def test_gemmas_own_format_is_read_as_transformers_reads_it(tmp_path, bits):
     linear.weight_scale.data, table.embedding_scale.data = torch.rand(ROWS, 1), torch.rand(ROWS, 1)
     tensors = {f"model.q_proj.{name}": tensor.detach() for name, tensor in linear.state_dict().items()}
     tensors |= {f"model.embed.{name}": tensor.detach() for name, tensor in table.state_dict().items()}
-    tensors |= {"model.k_cache_scale": torch.tensor(0.25)}
+    base = "model.layers.0.self_attn"
+    tensors |= {f"{base}.k_cache_scale": torch.tensor(0.25), f"{base}.v_cache_scale": torch.tensor(0.5)}
     config = {"quant_method": "gemma", "num_bits": 4, "module_quant_configs": {"q_proj|embed": {"num_bits": bits}}}
     found = opened(tmp_path, tensors, config)
-    assert set(found) == {"model.q_proj.weight", "model.embed.weight"}
     torch.testing.assert_close(found["model.q_proj.weight"].read(), linear._dequantize_weights(), rtol=0, atol=0)
     torch.testing.assert_close(found["model.embed.weight"].read(), table.weight, rtol=0, atol=0)
-    assert kv_scales(stored_in(tmp_path / "model.safetensors")) == {"model.k_cache_scale": 0.25}
+    assert steps_in(found) == {0: (0.25, 0.5)}
 
 
 @pytest.mark.parametrize(("bits", "groups"), [(4, 2), (8, 1)])

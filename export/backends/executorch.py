@@ -182,7 +182,7 @@ class KVReader(nn.Module):
         self.kv = kv
 
     def forward(self, zero: Tensor) -> tuple[Tensor, ...]:
-        return tuple(buffer + zero for buffer in self.kv.buffers())
+        return tuple(buffer + zero.to(buffer.dtype) for buffer in self.kv.buffers())
 
 
 class Method(nn.Module):
