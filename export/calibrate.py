@@ -32,7 +32,7 @@ from .pair import check_pair
 from .pipeline import make_steps, open_models
 from .plan import Plan, Progress
 from .rewritten import HEAD, Rewritten
-from .staging import CALIBRATED, staged
+from .staging import CALIBRATED, check_out, staged
 from .step import Plain, all_weights
 
 DEPTHS = 4  # drafts in a row that the drafter is calibrated on
@@ -67,6 +67,7 @@ def calibrate(plan: Plan, texts: Sequence[Sequence[int]], progress: Progress = l
     `texts` are token ids as a prompt has them. Gives the numbers of tokens and of calibrated weights. Raises
     PocketdraftError for bad input, before any long work.
     """
+    check_out(plan.out, single=False, kind=CALIBRATED)
     files = Checkpoint.open(plan.target, plan.lora), Checkpoint.open(plan.drafter, plan.drafter_lora)
     check_pair(*files)
     pieces = [list(text[i : i + LONGEST]) for text in texts for i in range(0, len(text) - 1, LONGEST)]

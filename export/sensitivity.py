@@ -107,14 +107,16 @@ def mixed(
         raise PocketdraftError(f"The texts have {count} tokens, {FEWEST} are the least to measure on; give more text.")
     steps = Reader.steps_of(target)
     reader, weights = Reader(steps), all_weights(steps)
+    budget = int(bits * sum(module.weight.numel() for module in weights.values()) / 8)
+    rules = {name: list(candidates(name, module)) for name, module in weights.items()}
+
+    def option(name: str, rule: Rule, cost: float = 0.0) -> Option:
+        return Option(rule, rule.size_bytes(*weights[name].weight.shape), cost)
+
+    choose({name: [option(name, rule) for rule in own] for name, own in rules.items()}, budget)  # can it be met?
     wanted = reader.log_probabilities(texts)
     options: dict[str, list[Option]] = {}
     for index, (name, module) in enumerate(weights.items()):
         progress("Measuring weights", index, len(weights))
-        options[name] = [
-            Option(rule, rule.size_bytes(*module.weight.shape), cost(reader, {name: module}, rule, texts, wanted))
-            for rule in candidates(name, module)
-        ]
-    numbers = sum(module.weight.numel() for module in weights.values())
-    chosen = choose(options, int(bits * numbers / 8))
-    return Recipe(name=f"{bits:g} bits", rule=(*recipe_of("", chosen).rule, *otherwise.rule))
+        options[name] = [option(name, rule, cost(reader, {name: module}, rule, texts, wanted)) for rule in rules[name]]
+    return Recipe(name=f"{bits:g} bits", rule=(*recipe_of("", choose(options, budget)).rule, *otherwise.rule))

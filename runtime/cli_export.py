@@ -95,10 +95,7 @@ def export(
     for one in plans:
         staging.check_out(one.out, single=one.out.suffix == ".litertlm")
     with terminal.progress(quiet or as_json) as advance:
-        try:
-            manifests = build_isolated(plans, advance)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+        manifests = build_isolated(plans, advance)
     seconds = round(time.perf_counter() - started, 1)
     for one, manifest in zip(plans, manifests, strict=True):
         result = {"out": str(one.out), "bytes": manifest.size, "seconds": seconds, "graphs": len(manifest.graphs)}

@@ -73,21 +73,22 @@ def calibrate(
     Also notes how far keys and values reach, which `export --kv int8` needs.
     """
     started = time.perf_counter()
-    from pocketdraft.export.calibrate import calibrate as run
-    from pocketdraft.export.plan import Plan
-    from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
-
-    wanted = Plan(
-        target=target or TARGET_DIR,
-        drafter=drafter or DRAFTER_DIR,
-        out=out,
-        recipes=recipes_of(recipe, drafter_recipe, embedder_recipe),
-        head=head,
-        position=position,
-        lora=tuple(lora or ()),
-        drafter_lora=tuple(drafter_lora or ()),
-    )
     with terminal.progress(quiet or as_json) as advance:
+        advance("Loading torch", 0, 1)
+        from pocketdraft.export.calibrate import calibrate as run
+        from pocketdraft.export.plan import Plan
+        from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+
+        wanted = Plan(
+            target=target or TARGET_DIR,
+            drafter=drafter or DRAFTER_DIR,
+            out=out,
+            recipes=recipes_of(recipe, drafter_recipe, embedder_recipe),
+            head=head,
+            position=position,
+            lora=tuple(lora or ()),
+            drafter_lora=tuple(drafter_lora or ()),
+        )
         found = run(wanted, _tokens(wanted.target, texts), advance)
     seconds = round(time.perf_counter() - started, 1)
     if as_json:
@@ -116,15 +117,16 @@ def mix(
     started = time.perf_counter()
     if out.suffix != ".toml":
         raise PocketdraftError(f"--out is {out}, recipes are .toml files; give {out.with_suffix('.toml')}.")
-    from pocketdraft.export.checkpoint import Checkpoint
-    from pocketdraft.export.sensitivity import mixed
-    from pocketdraft.export.tiny import TARGET_DIR
-    from pocketdraft.quantize.recipe import load
-
-    folder = target or TARGET_DIR
     with terminal.progress(quiet or as_json) as advance:
+        advance("Loading torch", 0, 1)
+        from pocketdraft.export.checkpoint import Checkpoint
+        from pocketdraft.export.sensitivity import mixed
+        from pocketdraft.export.tiny import TARGET_DIR
+        from pocketdraft.quantize.recipe import load
+
+        folder, otherwise = target or TARGET_DIR, load(recipe)
         checkpoint = Checkpoint.open(folder, tuple(lora or ()))
-        found = mixed(checkpoint, _tokens(folder, texts), bits, load(recipe), advance)
+        found = mixed(checkpoint, _tokens(folder, texts), bits, otherwise, advance)
     out.write_text(found.to_toml())
     seconds = round(time.perf_counter() - started, 1)
     int8 = sum(rule.dtype == "int8" for rule in found.rule)
