@@ -26,6 +26,8 @@ from pocketdraft.runtime.manifest import Tokens, sha256
 
 from .adapter import Adapter
 from .hf_compat import patch_transformers
+from .kv_int8 import KV_STEP
+from .packed import unpacked
 from .stored import Places, Stored, adapted, stored_in
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {
@@ -63,7 +65,8 @@ class Checkpoint:
         files = tuple(sorted(folder.glob("*.safetensors")))
         if not files:
             raise PocketdraftError(f"{folder} has no *.safetensors file; convert the checkpoint to safetensors first.")
-        tensors = {name: stored for path in files for name, stored in stored_in(path).items()}
+        stored = {name: tensor for path in files for name, tensor in stored_in(path).items()}
+        tensors = unpacked(folder / "config.json", getattr(config, "quantization_config", None), stored)
         read = tuple(Adapter.open(adapter) for adapter in adapters)
         for adapter in read:
             adapter.check_against(folder, {name: stored.shape for name, stored in tensors.items()})
@@ -117,7 +120,7 @@ class Checkpoint:
 
     def digest_of(self, stored: Stored) -> str:
         """Of all that the tensor is made from."""
-        digests = [self.digests[stored.file], *(adapter.sha256() for adapter in stored.adapters)]
+        digests = [*(self.digests[file] for file in stored.files), *(adapter.sha256() for adapter in stored.adapters)]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def changed(self) -> Iterator[tuple[str, Tensor]]:
@@ -143,7 +146,7 @@ class Checkpoint:
             if name not in wanted:
                 name = next((mine for mine, theirs in tied.items() if theirs == name), name)
             if name not in wanted:
-                if OTHER_MODALITIES.match(full_name) or self._unused_kv(name):
+                if OTHER_MODALITIES.match(full_name) or KV_STEP.search(name) or self._unused_kv(name):
                     continue
                 raise PocketdraftError(
                     f"{self.folder} has a weight {full_name} that {self.config.model_type} does not know; "

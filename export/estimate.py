@@ -17,13 +17,14 @@ from transformers import PretrainedConfig
 
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.manifest import KVSteps
 
 from . import sizes
 from .checkpoint import read_config
 from .kv_layout import KVLayout
 from .models.gemma4 import Geometry, Target
 from .models.gemma4_assistant import make_drafter
-from .pipeline import Models, backend_of, check_rules, make_steps
+from .pipeline import Models, backend_of, check_rules, kv_steps_of, make_steps
 from .plan import Plan
 from .step import Plain, Step, all_weights
 from .stored import CHUNK_BYTES
@@ -100,7 +101,8 @@ def blank_models(target: PretrainedConfig, drafter: PretrainedConfig) -> Models:
     """All parameters on the meta device."""
     geometry = Geometry.from_config(target.get_text_config())
     with torch.device("meta"):
-        return Models(Target(geometry), make_drafter(drafter, geometry), {})
+        steps = {index: KVSteps(1.0, 1.0) for index in range(len(geometry.layers))}
+        return Models(Target(geometry), make_drafter(drafter, geometry), {}, steps)
 
 
 def estimate(plan: Plan, target: PretrainedConfig, drafter: PretrainedConfig) -> Estimate:
@@ -109,13 +111,13 @@ def estimate(plan: Plan, target: PretrainedConfig, drafter: PretrainedConfig) ->
     check_rules(plan, models)
     steps, _ = make_steps(plan, models, Plain())
     parts = _parts(plan, steps)
-    widest = plan.widest if plan.device == "cpu" else None
+    geometry, kv_steps = models.target.geometry, kv_steps_of(plan, models)
     kv = {
-        context: _kv_bytes(KVLayout.of(models.target.geometry, context, widest))
+        context: _kv_bytes(KVLayout.of(geometry, context, plan.ring_width, kv_steps))
         for context in sorted({plan.context, *CONTEXTS})
     }
     bundle = sum(part.bytes for part in parts)
-    layers = len(models.target.geometry.layers) * sum(step.spec.part == "target" for step in steps)
+    layers = len(geometry.layers) * sum(step.spec.part == "target" for step in steps)
     streams = backend_of(plan).STREAMS
     parameters = sum(part.parameters for part in parts)
     peak = BASE_BYTES + layers * BYTES_PER_LAYER_GRAPH + 4 * CHUNK_BYTES + 4 * _scale_bytes(plan, steps)
@@ -207,7 +209,12 @@ def _scale_bytes(plan: Plan, steps: list[Step]) -> int:
 
 
 def _kv_bytes(layout: KVLayout) -> int:
-    return sum(4 * torch.Size(tensor.shape).numel() for tensor in layout.tensors())
+    """Of int8 K/V, the float32 copies that a full and a sliding layer work on beside them."""
+    sizes = {tensor.name: torch.Size(tensor.shape).numel() for tensor in layout.tensors()}
+    if not layout.steps:
+        return 4 * sum(sizes.values())
+    last = {layer.kind: sizes[f"kv_cache_k_{layer.layer}"] for layer in layout.layers}
+    return sum(sizes.values()) + 8 * sum(last.values())
 
 
 def _limits(plan: Plan, steps: list[Step], bundle: int) -> tuple[Limit, ...]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pocketdraft.runtime.manifest import KVLayer, TensorSpec
+from pocketdraft.runtime.manifest import KVLayer, KVSteps, TensorSpec
 
 from .models.gemma4 import Geometry
 
 
 @dataclass(frozen=True)
 class KVLayout:
-    """K is [1, heads, slots, head_dim], V is [1, heads, head_dim, slots], both float32. See `KVLayer` for rings."""
+    """K is [1, heads, slots, head_dim], V is [1, heads, head_dim, slots]. See `KVLayer` for rings."""
 
     layers: tuple[KVLayer, ...]
     context: int
 
     @staticmethod
-    def of(target: Geometry, context: int, widest: int | None = None) -> KVLayout:
+    def of(
+        target: Geometry, context: int, widest: int | None = None, steps: Mapping[int, KVSteps] | None = None
+    ) -> KVLayout:
         """Sliding layers are rings if `widest`, the most tokens of a call, is given and the context is longer.
+
+        K/V are int8 in these `steps` if they are given.
 
         A ring holds the window of the call's first token beside all rows of the call: what is written and then
         refused, or padding, has taken the place of nothing that a later call, from the next slot on, can see.
@@ -31,11 +36,17 @@ class KVLayout:
                 heads=layer.kv_heads,
                 head_dim=layer.head_dim,
                 slots=ring if layer.kind == "sliding" and ring and ring < context else None,
+                steps=steps[index] if steps else None,
             )
             for index, layer in enumerate(target.layers)
             if layer.owns_kv
         ]
         return KVLayout(tuple(layers), context)
+
+    @property
+    def steps(self) -> tuple[tuple[int, KVSteps], ...]:
+        """Those of the layers whose K/V are int8."""
+        return tuple((layer.layer, layer.steps) for layer in self.layers if layer.steps is not None)
 
     def tensors(self, layers: set[int] | None = None) -> tuple[TensorSpec, ...]:
         """K and V of the given layers, or of all."""
@@ -45,8 +56,14 @@ class KVLayout:
                 slots = layer.slots or self.context
                 key = (1, layer.heads, slots, layer.head_dim)
                 value = (1, layer.heads, layer.head_dim, slots)
-                specs.append(TensorSpec(name=f"kv_cache_k_{layer.layer}", dtype="float32", shape=key))
-                specs.append(TensorSpec(name=f"kv_cache_v_{layer.layer}", dtype="float32", shape=value))
+                for name, shape in (("k", key), ("v", value)):
+                    specs.append(
+                        TensorSpec(
+                            name=f"kv_cache_{name}_{layer.layer}",
+                            dtype="int8" if layer.steps else "float32",
+                            shape=shape,
+                        )
+                    )
         return tuple(specs)
 
 

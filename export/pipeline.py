@@ -6,8 +6,8 @@ import copy
 import importlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pocketdraft.runtime.manifest import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
     FileEntry,
+    KVSteps,
     Manifest,
     Source,
     sha256,
@@ -27,6 +28,7 @@ from pocketdraft.runtime.manifest import (
 
 from . import litertlm
 from .checkpoint import Checkpoint
+from .kv_int8 import steps_in
 from .kv_layout import KVLayout
 from .models.gemma4 import Target, load_target
 from .models.gemma4_assistant import Drafter, load_drafter
@@ -44,11 +46,15 @@ VERSIONED = ("pocketdraft", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Models:
-    """`stored` tells where the weights lie whose parameters are on the meta device: all the large ones."""
+    """`stored` tells where the weights lie whose parameters are on the meta device: all the large ones.
+
+    `kv_steps` are those of int8 K/V by layer, where the checkpoint says them.
+    """
 
     target: Target
     drafter: Drafter
     stored: Places
+    kv_steps: Mapping[int, KVSteps] = field(default_factory=dict)
 
     def fresh(self) -> Models:
         """Modules that a backend may take apart, over the same parameters."""
@@ -95,7 +101,7 @@ def open_models(target: Checkpoint, drafter: Checkpoint) -> Models:
     """Checks names and shapes of all weights and reads the small ones."""
     target_model, stored = load_target(target)
     drafter_model, more = load_drafter(drafter, target_model.geometry)
-    return Models(target_model, drafter_model, stored | more)
+    return Models(target_model, drafter_model, stored | more, steps_in(target.tensors))
 
 
 def load_models(target: Checkpoint, drafter: Checkpoint) -> Models:
@@ -106,13 +112,27 @@ def load_models(target: Checkpoint, drafter: Checkpoint) -> Models:
 def make_steps(plan: Plan, models: Models, operators: Operators) -> tuple[list[Step], KVLayout]:
     """All graphs of the pair, part by part."""
     geometry = models.target.geometry
-    layout = KVLayout.of(geometry, plan.context, plan.widest if plan.device == "cpu" else None)
+    layout = KVLayout.of(geometry, plan.context, plan.ring_width, kv_steps_of(plan, models))
     head: Head = "centroid" if plan.allows_centroids and models.drafter.has_centroids else "dense"
     return [
         *target_steps(models.target, layout, plan.prefill, plan.verify, operators),
         mtp_step(models.drafter, geometry, layout, head, plan.position, operators),
         *embedder_steps(models.target),
     ], layout
+
+
+def kv_steps_of(plan: Plan, models: Models) -> Mapping[int, KVSteps] | None:
+    """Of each layer that owns K/V; None where they are float32. Raises PocketdraftError for a step that is missing."""
+    if plan.kv == "float32":
+        return None
+    owners = [index for index, layer in enumerate(models.target.geometry.layers) if layer.owns_kv]
+    missing = next((index for index in owners if index not in models.kv_steps), None)
+    if missing is not None:
+        raise PocketdraftError(
+            f"--kv is int8, {plan.target} does not say how far keys and values of layer {missing} reach; "
+            "run `pocketdraft calibrate` and export what it writes."
+        )
+    return models.kv_steps
 
 
 def head_of(plan: Plan, drafter: Checkpoint) -> Head:

@@ -61,6 +61,7 @@ class Plan:
     verify: tuple[int, ...] = (5, 2, 3, 9)
     head: Literal["auto", "dense", "centroid"] = "auto"
     position: Literal["pending", "last_cached"] = "pending"
+    kv: Literal["float32", "int8"] = "float32"
     lora: tuple[Path, ...] = ()
     drafter_lora: tuple[Path, ...] = ()
     cache: Cache = field(default_factory=Cache.default)
@@ -76,6 +77,8 @@ class Plan:
             raise PocketdraftError(
                 "--device is gpu, --head is centroid, whose gather and scatter no GPU runs; give --head dense."
             )
+        if self.device == "gpu" and self.kv == "int8":
+            raise PocketdraftError("--device is gpu, --kv is int8, which no GPU kernel reads; give --kv float32.")
         for name, widths in (("prefill", self.prefill), ("verify", self.verify)):
             if not widths or len(set(widths)) != len(widths) or min(widths) < 1:
                 raise PocketdraftError(f"--{name} is {list(widths)}; give distinct positive widths.")
@@ -93,6 +96,11 @@ class Plan:
     def widest(self) -> int:
         """The most tokens of a call."""
         return max(*self.prefill, *self.verify)
+
+    @property
+    def ring_width(self) -> int | None:
+        """`KVLayout.of`'s `widest`: GPU kernels read whole layers only."""
+        return self.widest if self.device == "cpu" else None
 
     @property
     def allows_centroids(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pocketdraft.quantize.recipe import Recipe
@@ -57,11 +58,10 @@ def rungs(
     yield "transformers", TransformersEngine(manifest, target_files, drafter_files)
     plan = plan_of(manifest, target, drafter)
     models = load_models(target_files, drafter_files)
-    steps, _ = make_steps(plan, models, Plain())
-    yield "step", EagerEngine(manifest, steps)
-    if any(
-        rule.dtype != "float32" for part in ("target", "drafter", "embedder") for rule in plan.recipes.of(part).rule
-    ):
+    yield "step", EagerEngine(manifest, make_steps(replace(plan, kv="float32"), models, Plain())[0])
+    recipes = (plan.recipes.of(part) for part in ("target", "drafter", "embedder"))
+    if plan.kv == "int8" or any(rule.dtype != "float32" for recipe in recipes for rule in recipe.rule):
+        steps, _ = make_steps(plan, models, Plain())
         backend_of(plan).quantize_steps(steps, plan.recipes)
         yield "quantized step", EagerEngine(manifest, steps)
 
@@ -118,4 +118,5 @@ def plan_of(manifest: Manifest, target: Path, drafter: Path) -> Plan:
         verify=tuple(verify),
         head=manifest.drafter.head,
         position=manifest.drafter.position,
+        kv="int8" if any(layer.steps for layer in manifest.kv) else "float32",
     )

@@ -22,6 +22,7 @@ class Kind:
 
 
 BUNDLE = Kind("bundle", MANIFEST_NAME)
+CALIBRATED = Kind("calibrated pair", "calibration.json")
 ADAPTED = Kind("drafter made by `pocketdraft adapt`", "adapt.json")
 
 

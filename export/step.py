@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 
-DTYPES = {"float32": torch.float32, "int32": torch.int32, "bool": torch.bool}
+DTYPES = {"float32": torch.float32, "int32": torch.int32, "int8": torch.int8, "bool": torch.bool}
 
 
 @dataclass(frozen=True)

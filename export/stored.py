@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,8 @@ DTYPES = {
     "F64": torch.float64,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 CHUNK_BYTES = 64 << 20
@@ -40,6 +42,11 @@ class Stored:
     shape: tuple[int, ...]
     offset: int
     adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that it is read from."""
+        return (self.file,)
 
     @property
     def is_float(self) -> bool:
@@ -62,6 +69,10 @@ class Stored:
         for start in range(0, rows, step):
             stop = min(rows, start + step)
             yield merged(self.adapters, self.name, self._rows(start, stop), slice(start, stop))
+
+    def rows_at(self, rows: Iterable[int]) -> Tensor:
+        """float32 [N, columns]: the rows of these numbers."""
+        return torch.cat([self._rows(row, row + 1) for row in rows])
 
     def _rows(self, start: int, stop: int) -> Tensor:
         """Raises PocketdraftError for NaN and infinity. Reads plainly: mapped pages would count as memory in use."""

@@ -15,6 +15,7 @@ Doubles = npt.NDArray[np.float64]
 SMALLEST_LEVEL = 8  # the most that the smallest value's level is tried for
 # Levels up to here are told apart by a step that is off by bfloat16's rounding; the others once it is refined.
 CERTAIN = 48
+EXACT = 20  # significant bits that are asked to agree: float32 has more, which leaves room for how it was computed
 
 
 def steps(blocks: Floats, largest: Floats, top: int) -> Floats:
@@ -32,15 +33,20 @@ def steps(blocks: Floats, largest: Floats, top: int) -> Floats:
         left = left[largest[left] * level <= smallest[left] * (top + 0.5)]
         if not left.size:
             break
-        step = _refined(magnitude[left], smallest[left] / level, _half_unit(blocks[left]), top)
+        step = _refined(magnitude[left], smallest[left] / level, _significant_bits(blocks[left]), top)
         found[left] = step
         left = left[step == 0]
     return found
 
 
-def _refined(magnitude: Floats, step: Floats, half_unit: Doubles, top: int) -> Doubles:
-    """The middle of the steps that explain all values within half a unit of their storage; 0 where there is none."""
+def _refined(magnitude: Floats, step: Floats, bits: npt.NDArray[np.int_], top: int) -> Doubles:
+    """The step that explains all values within half a unit in their last place; 0 where there is none.
+
+    Of all such steps the middle one, unless a step of the values' own type gives the very values: scales are mostly
+    stored as weights are.
+    """
     values, better = magnitude.astype(np.float64), step.astype(np.float64)
+    half_unit = np.ldexp(0.5, np.frexp(values)[1] - np.minimum(bits, EXACT)[:, None])
     low, high = values - half_unit, values + half_unit
     for certain in (CERTAIN, top):
         levels = np.rint(values / better[:, None])
@@ -49,16 +55,22 @@ def _refined(magnitude: Floats, step: Floats, half_unit: Doubles, top: int) -> D
         least, most = np.where(sure, low / divisor, 0).max(-1), np.where(sure, high / divisor, np.inf).min(-1)
         better = (least + most) / 2
     fits = (least <= most) & (levels <= top).all(-1) & ((levels > 0) | (values == 0)).all(-1)
-    result: Doubles = np.where(fits, better, 0)
+    held = _rounded(better, bits)
+    same = (_rounded(levels * held[:, None], bits[:, None]) == values).all(-1)
+    result: Doubles = np.where(fits, np.where(same, held, better), 0)
     return result
 
 
-def _half_unit(blocks: Floats) -> Doubles:
-    """By value, half a unit in the last place of the narrowest type that holds its whole block."""
+def _rounded(values: Doubles, bits: npt.NDArray[np.int_]) -> Doubles:
+    """To so many significant bits."""
+    unit = np.frexp(values)[1] - bits
+    rounded: Doubles = np.ldexp(np.rint(np.ldexp(values, -unit)), unit)
+    return rounded
+
+
+def _significant_bits(blocks: Floats) -> npt.NDArray[np.int_]:
+    """By block, those of the narrowest type that holds all its values."""
     bfloat16 = ((blocks.view(np.uint32) & 0xFFFF) == 0).all(-1)
     with np.errstate(over="ignore"):
         float16 = (blocks.astype(np.float16).astype(np.float32) == blocks).all(-1)
-    # float32's is 2**-25; sixteen times that leaves room for how the values were computed.
-    relative = np.where(bfloat16, 2.0**-9, np.where(float16, 2.0**-12, 2.0**-21))
-    units: Doubles = np.ldexp(relative[:, None], np.frexp(blocks)[1])
-    return units
+    return np.where(bfloat16, 8, np.where(float16, 11, 24))

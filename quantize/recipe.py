@@ -8,6 +8,7 @@ that none matches stays float. Names are `part.path`, such as `target.layers.3.m
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,6 +44,13 @@ class Rule(BaseModel):
         half = 1 << (self.bits - 1)
         return (1 - half if self.bits == 8 else -half), half - 1
 
+    def size_bytes(self, rows: int, columns: int) -> int:
+        """Of a weight of this shape: levels, and a float32 scale a row or a 16-bit one a block."""
+        if self.dtype == "float32":
+            return 4 * rows * columns
+        scales = 2 * columns // self.block if self.block else 4
+        return rows * (columns * self.bits // 8 + scales)
+
 
 FLOAT = Rule(weights="*", dtype="float32")
 
@@ -55,6 +63,12 @@ class Recipe(BaseModel):
     def rule_for(self, weight: str) -> Rule:
         """The first rule that matches, else float."""
         return next((rule for rule in self.rule if fnmatchcase(weight, rule.weights)), FLOAT)
+
+    def to_toml(self) -> str:
+        """What `load` reads."""
+        tables = (rule.model_dump(exclude_defaults=True) for rule in self.rule)
+        lines = ("".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()) for table in tables)
+        return "\n".join(f"[[rule]]\n{line}" for line in lines)
 
 
 def load(name: str) -> Recipe:

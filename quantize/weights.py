@@ -81,7 +81,8 @@ def nearest(blocks: Weight, scales: Scales, rule: Rule) -> npt.NDArray[np.float3
     lowest, highest = rule.levels
     levels = blocks / scales[:, None]
     np.rint(levels, out=levels)
-    return np.clip(levels, lowest, highest, out=levels)
+    np.clip(levels, lowest, highest, out=levels)
+    return levels
 
 
 def choose_scales(blocks: Weight, rule: Rule, signed: bool = False) -> Scales:
@@ -148,6 +149,13 @@ def restore(levels: npt.NDArray[np.integer | np.floating], scales: Scales) -> We
     """What `quantize` kept of a weight: float32 [outputs, inputs]."""
     restored: Weight = (levels * scales[..., None]).reshape(len(levels), -1).astype(np.float32)
     return restored
+
+
+def on_grid(weight: Weight, rule: Rule) -> float:
+    """Share of the weight's blocks that lie on a grid of the rule's bits already; those of zeros do."""
+    blocks = weight.reshape(-1, rule.block or weight.shape[1])
+    largest = np.abs(blocks).max(-1)
+    return float(((grid.steps(blocks, largest, 1 << (rule.bits - 1)) > 0) | (largest == 0)).mean())
 
 
 def round_trip(weight: Weight, rule: Rule) -> Weight:

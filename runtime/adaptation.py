@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -53,8 +52,6 @@ def run(
     except ModuleNotFoundError as error:
         mend = "pip install 'pocketdraft[export]'"
         raise PocketdraftError(f"adapt needs {error.name}, which is not installed: {mend}.") from error
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 def show(found: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`pocketdraft export|plan|adapt|validate|run|bench|inspect|push`. Bad input: one sentence and exit status 2."""
+"""The command `pocketdraft`. Bad input: one sentence and exit status 2."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 
 from . import terminal
-from .cli_export import DrafterLora, Json, Lora, Quiet, adapt, at_least, export, plan
+from .cli_export import export, plan
+from .cli_prepare import adapt, calibrate, mix
 from .draft_length import Confident
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
 from .manifest import Manifest, open_bundle
+from .options import DrafterLora, Json, Lora, Quiet, at_least
 from .prompts import read_prompts
 from .sampler import Rule, Sampler
 from .sampling import Sampling
@@ -28,6 +30,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.command()(export)
 app.command()(plan)
 app.command()(adapt)
+app.command()(calibrate)
+app.command()(mix)
 
 Bundle = Annotated[Path, typer.Argument(help="A bundle made by `pocketdraft export`.")]
 Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]

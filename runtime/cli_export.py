@@ -1,4 +1,4 @@
-"""`pocketdraft export|plan|adapt`: what comes before a bundle. `export` and torch are imported when they run."""
+"""`pocketdraft export|plan`. `export` and torch are imported when they run."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 import typer
 
 from . import terminal
 from .errors import PocketdraftError
-from .manifest import Backend, Device
-
-Target = Annotated[Path | None, typer.Option(help="Target checkpoint; default: the embedded one.")]
-Drafter = Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")]
-Lora = Annotated[list[Path] | None, typer.Option(help="A PEFT LoRA folder to merge into the target; may be repeated.")]
-DrafterLora = Annotated[list[Path] | None, typer.Option(help="The same for the drafter.")]
-Backends = Annotated[Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")]
-OnDevice = Annotated[Device, typer.Option(help="What LiteRT-LM will run the graphs on.")]
-RecipeName = Annotated[str, typer.Option(help="f32, w8, w4, w4e2, mixed, or a .toml file.")]
-DrafterRecipe = Annotated[str | None, typer.Option(help="Another recipe for the drafter.")]
-EmbedderRecipe = Annotated[str | None, typer.Option(help="Another recipe for the embedders.")]
-Context = Annotated[int, typer.Option(help="Cache slots: prompt and output together.")]
-Prefill = Annotated[str, typer.Option(help="Widths of the prefill graphs.")]
-Drafts = Annotated[str, typer.Option(help="Draft lengths to verify; the first is LiteRT-LM's.")]
-Head = Annotated[Literal["auto", "dense", "centroid"], typer.Option(help="The drafter's head.")]
-Position = Annotated[
-    Literal["pending", "last_cached"], typer.Option(help="The position that the drafter was trained at.")
-]
-Memory = Annotated[float | None, typer.Option(help="GB, else all there is; an export that would take more is refused.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
+from .manifest import Backend
+from .options import (
+    OWN,
+    Backends,
+    Context,
+    Drafter,
+    DrafterLora,
+    DrafterRecipe,
+    Drafts,
+    EmbedderRecipe,
+    Head,
+    Json,
+    KVType,
+    Lora,
+    Memory,
+    OnDevice,
+    Position,
+    Prefill,
+    Quiet,
+    RecipeName,
+    Target,
+    gigabytes,
+    numbers,
+    recipes_of,
+)
 
 
 def export(
@@ -51,6 +55,7 @@ def export(
     drafts: Drafts = "4,1,2,8",
     head: Head = "auto",
     position: Position = "pending",
+    kv: KVType = "float32",
     max_memory: Memory = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -67,28 +72,30 @@ def export(
         target=target or TARGET_DIR,
         drafter=drafter or DRAFTER_DIR,
         out=out,
-        recipes=_recipes(recipe, drafter_recipe, embedder_recipe),
+        recipes=recipes_of(recipe, drafter_recipe, embedder_recipe),
         backend="litert" if backend == "all" else backend,
         device=device,
         context=context,
-        prefill=_numbers("--prefill", prefill),
-        verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),
+        prefill=numbers("--prefill", prefill),
+        verify=tuple(count + 1 for count in numbers("--drafts", drafts)),
         head=head,
         position=position,
+        kv=kv,
         lora=tuple(lora or ()),
         drafter_lora=tuple(drafter_lora or ()),
-        max_memory=_gigabytes(max_memory),
+        max_memory=gigabytes(max_memory),
     )
+    if recipe == OWN:
+        from pocketdraft.export.own_recipe import with_own_recipe
+
+        wanted = with_own_recipe(wanted)
     plans = [wanted]
     if backend == "all":
         plans = [replace(wanted, backend=one, out=out / one) for one in get_args(Backend)]
     for one in plans:
         staging.check_out(one.out, single=one.out.suffix == ".litertlm")
     with terminal.progress(quiet or as_json) as advance:
-        try:
-            manifests = build_isolated(plans, advance)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+        manifests = build_isolated(plans, advance)
     seconds = round(time.perf_counter() - started, 1)
     for one, manifest in zip(plans, manifests, strict=True):
         result = {"out": str(one.out), "bytes": manifest.size, "seconds": seconds, "graphs": len(manifest.graphs)}
@@ -113,6 +120,7 @@ def plan(
     prefill: Prefill = "16,128",
     drafts: Drafts = "4,1,2,8",
     head: Head = "auto",
+    kv: KVType = "float32",
     max_memory: Memory = None,
     as_json: Json = False,
 ) -> None:
@@ -122,6 +130,8 @@ def plan(
     """
     from . import report
 
+    if recipe == OWN:
+        raise PocketdraftError("--recipe is own, which looks at weights; plan reads none: give the recipe's name.")
     with terminal.progress(quiet=True):
         from pocketdraft.export.estimate import check_memory, configs_of, estimate
         from pocketdraft.export.plan import Plan
@@ -131,14 +141,15 @@ def plan(
             target=target or Path(),
             drafter=drafter or Path(),
             out=Path(),
-            recipes=_recipes(recipe, drafter_recipe, embedder_recipe),
+            recipes=recipes_of(recipe, drafter_recipe, embedder_recipe),
             backend=backend,
             device=device,
             context=context,
-            prefill=_numbers("--prefill", prefill),
-            verify=tuple(count + 1 for count in _numbers("--drafts", drafts)),
+            prefill=numbers("--prefill", prefill),
+            verify=tuple(count + 1 for count in numbers("--drafts", drafts)),
             head=head,
-            max_memory=_gigabytes(max_memory),
+            kv=kv,
+            max_memory=gigabytes(max_memory),
         )
         found = estimate(wanted, *configs)
         if max_memory is not None:
@@ -146,53 +157,3 @@ def plan(
     print(json.dumps(found.to_json())) if as_json else report.print_estimate(found)
     if not all(limit.kept for limit in found.limits):
         raise typer.Exit(1)
-
-
-def adapt(
-    prompts: Annotated[
-        Path, typer.Option(help="JSONL with a `text` a line: the prompts that the target is used with.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the new drafter checkpoint.")],
-    target: Annotated[Path | None, typer.Option(help="The fine-tuned target; default: the embedded one.")] = None,
-    drafter: Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")] = None,
-    lora: Lora = None,
-    minutes: Annotated[float, typer.Option(help="Time for writing text and training.")] = 5.0,
-    steps: Annotated[int | None, typer.Option(help="Stop the training after so many steps.")] = None,
-    context: Annotated[int, typer.Option(help="Tokens of a prompt and what the target writes after it.")] = 512,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where torch runs.")] = "cpu",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Re-tune a drafter to its fine-tuned target, on text that the target writes from your prompts."""
-    from . import adaptation
-
-    at_least(1, steps=1 if steps is None else steps, context=context)
-    found = adaptation.run(target, drafter, prompts, out, lora or (), minutes, steps, context, device, quiet or as_json)
-    print(json.dumps(found)) if as_json else adaptation.show(found)
-
-
-def _recipes(target: str, drafter: str | None, embedder: str | None):  # type: ignore[no-untyped-def]
-    from pocketdraft.export.plan import Recipes
-    from pocketdraft.quantize.recipe import load
-
-    return Recipes(target=load(target), drafter=load(drafter or target), embedder=load(embedder or target))
-
-
-def _gigabytes(said: float | None) -> float | None:
-    if said is not None and said <= 0:
-        raise PocketdraftError(f"--max-memory is {said}; give a positive number of GB.")
-    return said and said * 1e9
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    words = text.split(",")
-    numbers = tuple(int(word) for word in words if word.strip().isdecimal())
-    if len(numbers) < len(words) or len(set(numbers)) < len(words) or 0 in numbers:
-        raise PocketdraftError(f"{option} is {text!r}; give distinct positive numbers with commas between: 4,1,2,8.")
-    return numbers
-
-
-def at_least(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if value < least:
-            raise PocketdraftError(f"--{name.replace('_', '-')} is {value}; give at least {least}.")

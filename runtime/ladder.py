@@ -103,9 +103,14 @@ def _run_target(engine: Engine, graph: GraphSpec, cache: Any, rows: Outputs, pos
     inputs |= {"input_pos": positions, "mask": (np.arange(context) <= positions[:, None])[None, None]}
     outputs = dict(engine.run(graph.name, inputs, cache))
     outputs = {name: value for name, value in outputs.items() if graph.role != "prefill"}
+    steps = {layer.layer: layer.steps for layer in engine.manifest.kv}
     for name, value in engine.read_kv(cache).items():
-        axis = 2 if name.startswith("kv_cache_k") else 3
-        outputs[name] = np.take(value, positions % value.shape[axis], axis)
+        of_keys, own = name.startswith("kv_cache_k"), steps[int(name.rpartition("_")[2])]
+        axis = 2 if of_keys else 3
+        kept = np.take(value, positions % value.shape[axis], axis)
+        if own is not None and value.dtype == np.int8:
+            kept = kept * np.float32(own.keys if of_keys else own.values)
+        outputs[name] = kept
     return outputs
 
 

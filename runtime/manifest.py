@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
@@ -67,8 +67,17 @@ class GraphSpec(_Frozen):
         return "target" if self.role in ("decode", "verify") else self.role
 
 
+class KVSteps(NamedTuple):
+    """What a level of int8 keys and values is worth."""
+
+    keys: float
+    values: float
+
+
 class KVLayer(_Frozen):
     """A target layer that owns keys and values. K is [1, heads, slots, head_dim], V [1, heads, head_dim, slots].
+
+    Both are float32 if `steps` is None, else int8.
 
     `slots` None is one a position of the context. Else the layer is a ring: position p lies in slot p modulo
     `slots`, which are so many that no call overwrites what a later one may look back at.
@@ -79,6 +88,7 @@ class KVLayer(_Frozen):
     heads: int
     head_dim: int
     slots: PositiveInt | None = None
+    steps: KVSteps | None = None
 
 
 class DrafterSpec(_Frozen):

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -28,7 +29,10 @@ def silence_native_code() -> None:
 
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Advance]:
-    """Gives `advance(what, done, total)`. Meanwhile whatever libraries print to standard output is dropped."""
+    """Gives `advance(what, done, total)`. Meanwhile whatever libraries print to standard output is dropped.
+
+    Ctrl-C ends the command with status 130.
+    """
     console = Console(file=sys.stderr, quiet=quiet)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar, _silenced():
@@ -42,7 +46,10 @@ def progress(quiet: bool) -> Iterator[Advance]:
             stage = what
             bar.update(task, description=what, completed=done, total=total)
 
-        yield advance
+        try:
+            yield advance
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
 
 
 @contextlib.contextmanager

@@ -269,7 +269,7 @@ def test_a_rate_that_spoils_is_lowered(small, tmp_path, prompts, stale, monkeypa
 def test_after_a_spoiled_step_it_goes_on_from_the_best(small, tmp_path, prompts, stale, monkeypatch):
     monkeypatch.setattr(course, "MEASUREMENTS", 8)
     monkeypatch.setattr(muon, "WARM_STEPS", 1)
-    step = course.Optimizer.step
+    step, measured, accepted = course.Optimizer.step, course.Course._measured, []
 
     def spoil(optimizer, index, done):
         step(optimizer, index, done)
@@ -278,8 +278,16 @@ def test_after_a_spoiled_step_it_goes_on_from_the_best(small, tmp_path, prompts,
                 for weight in optimizer._model.parameters():
                     weight.zero_()  # nothing is learned from here: every gradient is zero
 
+    def listen(self, index, copied):
+        found = measured(self, index, copied)
+        accepted.append(found.stats.accepted_per_round)
+        return found
+
     monkeypatch.setattr(course.Optimizer, "step", spoil)
-    assert run(tmp_path, prompts, drafter=stale, steps=16)["kept_step"] > 9
+    monkeypatch.setattr(course.Course, "_measured", listen)
+    run(tmp_path, prompts, drafter=stale, steps=16)
+    assert accepted[5] < 0.1
+    assert accepted[8] > 0.7 * accepted[4]
 
 
 def test_nothing_is_learned_from_the_prompts_that_measure(tmp_path, prompts):

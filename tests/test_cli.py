@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pocketdraft.export.tiny import PROMPTS_FILE
+
 COMMAND = Path(sys.executable).with_name("pocketdraft")
 SMALL = ("--recipe", "f32", "--context", "32", "--prefill", "8", "--drafts", "1")
 FEW = ("--per-domain", "1", "--max-tokens", "4")
@@ -138,6 +140,29 @@ def test_export_refuses_an_option_before_it_loads_torch(tmp_path, options, says)
     assert says in refusal(*export(tmp_path, tmp_path / "out", *options))
     assert time.perf_counter() - started < 2.5
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["mix", "--bits", "5", "--out", "own"], "--out is own, recipes are .toml files; give own.toml."),
+        (["mix", "--bits", "5", "--out", "own.toml", "--recipe", "w5"], "no recipe 'w5'"),
+        (["calibrate", "--out", "taken"], "taken exists and is no calibrated pair"),
+        (["calibrate", "--out", "new", "--target", "taken"], "taken is no checkpoint: it has no config.json"),
+    ],
+)
+def test_what_prepares_an_export_refuses_bad_input_and_leaves_nothing(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("mine")
+    assert says in refusal(*arguments, "--texts", PROMPTS_FILE)
+    assert names(tmp_path) == ["taken"]
+
+
+def test_plan_reads_no_weights_and_says_so_of_a_recipe_that_does():
+    done = call("plan", "--size", "e2b", "--recipe", "own")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--recipe is own, which looks at weights; plan reads none" in done.stderr
 
 
 @pytest.mark.parametrize("out", ["out", "out.litertlm"])

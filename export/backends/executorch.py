@@ -113,11 +113,11 @@ def write(
 
 
 def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
-    """Quantizes linear weights through torchao, in place; embeddings become ExecuTorch's own operators.
+    """Linear weights become torchao's tensors of our levels, in place; embeddings ExecuTorch's own operators.
 
     Activations of a quantized linear are int8, one range a row: XNNPACK's `qd8`, as on LiteRT.
     """
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerAxis, PerGroup, quantize_
+    from torchao.quantization import IntxUnpackedToInt8Tensor
 
     def quantized(name: str, module: nn.Linear | nn.Embedding) -> nn.Module:
         rule = recipes.rule_for(name)
@@ -125,12 +125,17 @@ def quantize_steps(steps: list[Step], recipes: Recipes) -> None:
             return module
         if isinstance(module, nn.Embedding):
             return QuantizedEmbedding(module.weight, rule)
-        config = Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=getattr(torch, rule.dtype),
-            weight_granularity=PerGroup(rule.block) if rule.block else PerAxis(0),
-            weight_scale_dtype=torch.bfloat16 if rule.block else torch.float32,
+        levels, scales = quantize(module.weight.detach().numpy(), rule)
+        weight = IntxUnpackedToInt8Tensor(
+            qdata=torch.from_numpy(levels).reshape(module.weight.shape),
+            scale=torch.from_numpy(scales),
+            zero_point=torch.zeros(scales.shape, dtype=torch.int8),
+            target_dtype=getattr(torch, rule.dtype),
+            block_size=(1, levels.shape[2]),
+            dtype=torch.float32,
+            activation_quantization="int8_asym_per_token",
         )
-        quantize_(module, config)
+        module.weight = nn.Parameter(weight, requires_grad=False)
         return module
 
     replace_weights(steps, quantized)
@@ -177,7 +182,7 @@ class KVReader(nn.Module):
         self.kv = kv
 
     def forward(self, zero: Tensor) -> tuple[Tensor, ...]:
-        return tuple(buffer + zero for buffer in self.kv.buffers())
+        return tuple(buffer + zero.to(buffer.dtype) for buffer in self.kv.buffers())
 
 
 class Method(nn.Module):

@@ -248,6 +248,14 @@ class Trunk(nn.Module):
             self.per_layer_projection_norm = RMSNorm(geometry.per_layer, geometry.eps)
 
     def forward(self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
+        for layer, given in zip(self.layers, self.given(x, per_layer, positions, mask, kv), strict=True):
+            x = layer(x, *given, kv)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def given(
+        self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess
+    ) -> list[tuple[Tensor | None, tuple[Tensor, Tensor], Tensor]]:
+        """What each layer takes besides the hidden state: its per-layer input, RoPE and mask."""
         g = self.geometry
         sliding = next((layer.reads for layer in g.layers if layer.kind == "sliding"), None)
         slots = mask.shape[-1] if sliding is None else kv.read(sliding)[0].shape[2]
@@ -258,10 +266,8 @@ class Trunk(nn.Module):
             projected = self.per_layer_model_projection(x) * g.hidden**-0.5
             projected = self.per_layer_projection_norm(projected.reshape(per_layer.shape))
             per_layer = (projected + per_layer) * 2.0**-0.5
-        for index, (layer, kind) in enumerate(zip(self.layers, (layer.kind for layer in g.layers), strict=True)):
-            own = per_layer[:, :, index] if per_layer is not None else None
-            x = layer(x, own, ropes[kind], masks[kind], kv)
-        return self.norm(x)  # type: ignore[no-any-return]
+        own = [None if per_layer is None else per_layer[:, :, index] for index in range(len(self.layers))]
+        return [(own[i], ropes[layer.kind], masks[layer.kind]) for i, layer in enumerate(g.layers)]
 
 
 class Target(nn.Module):

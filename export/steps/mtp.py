@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from pocketdraft.runtime.manifest import DrafterSpec, GraphSpec
 
+from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
 from ..models.gemma4 import Geometry
 from ..models.gemma4_assistant import Drafter
-from ..step import Operators, Step, StepKV, spec
+from ..step import Operators, Step, spec
 
 Head = Literal["dense", "centroid"]
 Position = Literal["pending", "last_cached"]
@@ -20,16 +21,16 @@ Position = Literal["pending", "last_cached"]
 class _DraftStep(nn.Module):
     """`input_pos` is the last cached position p - 1; a drafter trained at the pending position p adds one."""
 
-    def __init__(self, drafter: Drafter, head: Head, offset: int, operators: Operators) -> None:
+    def __init__(self, drafter: Drafter, layout: KVLayout, head: Head, offset: int, operators: Operators) -> None:
         super().__init__()
         self.pre_projection, self.trunk = drafter.pre_projection, drafter.trunk
         self.post_projection = drafter.post_projection
         self.head = drafter.lm_head if head == "dense" else drafter.masked_embedding
-        self.offset, self.operators = offset, operators
+        self.offset, self.kv_steps, self.operators = offset, layout.steps, operators
 
     def forward(self, activations: Tensor, input_pos: Tensor, mask: Tensor, **kv_cache: Tensor) -> dict[str, Tensor]:
         position = input_pos + self.offset
-        kv = StepKV(kv_cache, position, input_pos, mask.shape[-1], self.operators)
+        kv = open_kv(self.kv_steps, kv_cache, position, input_pos, mask.shape[-1], self.operators)
         hidden = self.trunk(self.pre_projection(activations), None, position, mask, kv)
         return {"logits": self.head(hidden), "projected_activations": self.post_projection(hidden)}
 
@@ -55,7 +56,7 @@ def mtp_step(
             spec("projected_activations", "float32", 1, 1, target.hidden),
         ),
     )
-    return Step(graph, _DraftStep(drafter, head, 1 if position == "pending" else 0, operators).eval())
+    return Step(graph, _DraftStep(drafter, layout, head, 1 if position == "pending" else 0, operators).eval())
 
 
 def drafter_spec(target: Geometry, head: Head, position: Position) -> DrafterSpec:

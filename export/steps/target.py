@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 
+from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
 from ..models.gemma4 import Target
-from ..step import Operators, Step, StepKV, spec
+from ..step import Operators, Step, spec
 
 Part = Literal["embedder", "per_layer_embedder"]
 
@@ -20,11 +21,11 @@ Part = Literal["embedder", "per_layer_embedder"]
 class _TargetStep(nn.Module):
     """Prefill keeps K/V only; decode and verify also give logits and the hidden state after the final norm."""
 
-    def __init__(self, target: Target, operators: Operators, with_logits: bool) -> None:
+    def __init__(self, target: Target, layout: KVLayout, operators: Operators, with_logits: bool) -> None:
         super().__init__()
         self.trunk = target.trunk
         self.lm_head = target.lm_head if with_logits else None
-        self.softcap, self.operators = target.geometry.softcap, operators
+        self.softcap, self.kv_steps, self.operators = target.geometry.softcap, layout.steps, operators
 
     def forward(
         self,
@@ -35,7 +36,8 @@ class _TargetStep(nn.Module):
         **kv_cache: Tensor,
     ) -> dict[str, Tensor]:
         start = input_pos[:1]
-        kv = StepKV(kv_cache, start, start + (input_pos.shape[0] - 1), mask.shape[-1], self.operators)
+        last = start + (input_pos.shape[0] - 1)
+        kv = open_kv(self.kv_steps, kv_cache, start, last, mask.shape[-1], self.operators)
         hidden = self.trunk(embeddings, per_layer_embeddings, input_pos, mask, kv)
         if self.lm_head is None:
             return kv.tensors
@@ -80,7 +82,7 @@ def target_steps(
             inputs=(*_inputs(target, layout, width), *operators.inputs),
             outputs=outputs,
         )
-        return Step(graph, _TargetStep(target, operators, with_logits).eval())
+        return Step(graph, _TargetStep(target, layout, operators, with_logits).eval())
 
     return [
         *(step(f"prefill_{width}", "prefill", width) for width in prefill),

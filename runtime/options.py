@@ -1,0 +1,69 @@
+"""Options that several commands before a bundle take, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .errors import PocketdraftError
+from .manifest import Backend, Device
+
+if TYPE_CHECKING:
+    from pocketdraft.export.plan import Recipes
+
+Target = Annotated[Path | None, typer.Option(help="Target checkpoint; default: the embedded one.")]
+Drafter = Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")]
+Lora = Annotated[list[Path] | None, typer.Option(help="A PEFT LoRA folder to merge into the target; may be repeated.")]
+DrafterLora = Annotated[list[Path] | None, typer.Option(help="The same for the drafter.")]
+Backends = Annotated[Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")]
+OnDevice = Annotated[Device, typer.Option(help="What LiteRT-LM will run the graphs on.")]
+RecipeName = Annotated[
+    str, typer.Option(help="f32, w8, w4, w4e2, mixed, a .toml file, or own: what is quantized already stays so.")
+]
+DrafterRecipe = Annotated[str | None, typer.Option(help="Another recipe for the drafter.")]
+EmbedderRecipe = Annotated[str | None, typer.Option(help="Another recipe for the embedders.")]
+Context = Annotated[int, typer.Option(help="Cache slots: prompt and output together.")]
+Prefill = Annotated[str, typer.Option(help="Widths of the prefill graphs.")]
+Drafts = Annotated[str, typer.Option(help="Draft lengths to verify; the first is LiteRT-LM's.")]
+Head = Annotated[Literal["auto", "dense", "centroid"], typer.Option(help="The drafter's head.")]
+Position = Annotated[
+    Literal["pending", "last_cached"], typer.Option(help="The position that the drafter was trained at.")
+]
+Memory = Annotated[float | None, typer.Option(help="GB, else all there is; an export that would take more is refused.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
+KVType = Annotated[
+    Literal["float32", "int8"], typer.Option(help="Type of the K/V cache; int8 wants a pair from `calibrate`.")
+]
+OWN = "own"
+
+
+def recipes_of(target: str, drafter: str | None, embedder: str | None) -> Recipes:
+    """Recipes by name; the target's serves where the others are not given. Behind "own" stands "mixed"."""
+    from pocketdraft.export.plan import Recipes
+    from pocketdraft.quantize.recipe import load
+
+    base = "mixed" if target == OWN else target
+    return Recipes(target=load(base), drafter=load(drafter or base), embedder=load(embedder or base))
+
+
+def gigabytes(said: float | None) -> float | None:
+    if said is not None and said <= 0:
+        raise PocketdraftError(f"--max-memory is {said}; give a positive number of GB.")
+    return said and said * 1e9
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    found = tuple(int(word) for word in words if word.strip().isdecimal())
+    if len(found) < len(words) or len(set(found)) < len(words) or 0 in found:
+        raise PocketdraftError(f"{option} is {text!r}; give distinct positive numbers with commas between: 4,1,2,8.")
+    return found
+
+
+def at_least(least: int, **options: int) -> None:
+    for name, value in options.items():
+        if value < least:
+            raise PocketdraftError(f"--{name.replace('_', '-')} is {value}; give at least {least}.")
