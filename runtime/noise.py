@@ -63,7 +63,7 @@ class Noise:
         one logarithm a token where the other takes three. Two distributions drawn with the same noise give the same
         token as often as they allow: between (1 - TV) / (1 + TV) and 1 - TV of the time.
         """
-        tokens = np.flatnonzero(weights)
+        tokens = np.flatnonzero(weights > 0)
         arrivals = -np.log(self.uniforms(lane, position, tokens)) / weights[tokens]
         return int(tokens[arrivals.argmin()])
 
