@@ -15,6 +15,7 @@ from . import terminal
 from .cli_export import export, plan
 from .cli_prepare import adapt, calibrate, mix
 from .draft_length import Confident
+from .drafters import default_rule
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
 from .manifest import Manifest, open_bundle
@@ -114,8 +115,11 @@ def run(
     repetition_penalty: Annotated[float, typer.Option(help="Of what has been said; 1 is none.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     rule: Annotated[
-        Rule, typer.Option("--accept", help="rejection accepts more; exact keeps to the seed's text.")
-    ] = "exact",
+        Rule | None,
+        typer.Option(
+            "--accept", help="exact: the text of plain decoding; rejection: its distribution, faster."
+        ),
+    ] = None,
     threads: Threads = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -125,8 +129,9 @@ def run(
 
     at_least(1, max_tokens=max_tokens)
     at_least(0, threads=threads)
-    sampler = Sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule)
     count = _drafts(drafts)
+    rule = rule or default_rule(drafter, timed=isinstance(count, Confident))
+    sampler = Sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule)
 
     with terminal.progress(quiet or as_json) as advance:
         advance("Opening the bundle", 0, 1)

@@ -35,10 +35,10 @@ class Draft:
 class Sampler:
     """`rule` says how drafts are accepted where sampling is not greedy; `accept.py` has both.
 
-    Exact match is the default, for the text that does not depend on drafter, draft length or their timing, which
-    rejection's does. For drafts that are not drawn the two accept alike, p(x). For drawn ones rejection accepts
-    1 - TV, exact match between (1 - TV) / (1 + TV) and that: on the embedded pair, four drafts a round, it gives 5 to
-    10% fewer tokens a round (`benchmarks/rules.py`).
+    Exact match gives a text that does not depend on drafter, draft length or their timing, as rejection's does. For
+    drafts that are not drawn the two accept alike, p(x). For drawn ones rejection accepts 1 - TV, exact match between
+    (1 - TV) / (1 + TV) and that: on the embedded pair, four drafts a round, it gives 5 to 10% fewer tokens a round
+    (`benchmarks/rules.py`). `drafters.default_rule` picks by that.
     """
 
     sampling: Sampling

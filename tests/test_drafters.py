@@ -12,7 +12,7 @@ from pocketdraft.runtime import drafters
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.context import Context
-from pocketdraft.runtime.drafters import Drafter
+from pocketdraft.runtime.drafters import Drafter, default_rule
 from pocketdraft.runtime.drafters.prompt_lookup import LONGEST_MATCH
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.proposal import NOTHING
@@ -137,3 +137,11 @@ def test_none_is_plain_decoding_one_token_a_round():
     rounds = list(open_session(engine, "none", 4).generate(PROMPT, 6))
     assert [round_.tokens for round_ in rounds] == [(token,) for token in plain(PROMPT, 6)]
     assert not any(call.startswith("verify") for call in engine.calls)
+
+
+def test_the_default_rule_is_the_one_that_accepts_more():
+    """Rejection of drawn drafts; where nothing is drawn both accept alike, and exact match keeps to the seed's text."""
+    assert default_rule("mtp", timed=False) == "rejection"
+    assert default_rule("mtp", timed=True) == "exact"
+    assert default_rule("prompt_lookup", timed=False) == "exact"
+    assert default_rule("none", timed=False) == "exact"

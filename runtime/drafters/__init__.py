@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..accept import Verdict
 from ..cache import Cache
@@ -13,7 +13,7 @@ from ..context import Context
 from ..draft_length import EarlyStop
 from ..errors import PocketdraftError
 from ..proposal import Proposal
-from ..sampler import GREEDY, Sampler
+from ..sampler import GREEDY, Rule, Sampler
 from ..target import Target, Verified
 
 
@@ -32,15 +32,27 @@ class Drafter(Protocol):
         """What the target made of the proposal. K/V of the kept rows is committed by now."""
 
 
+def default_rule(name: str, timed: bool) -> Rule:
+    """The rule that accepts more of a drafter's drafts: rejection of those that are drawn.
+
+    Of others the two accept alike, and of drafts that are stopped by measured times (`timed`) rejection would make
+    the text depend on those: exact match.
+    """
+    return "rejection" if getattr(_module(name), "DRAWS", False) and not timed else "exact"
+
+
 def load(
     name: str, target: Target, cache: Cache, sampler: Sampler = GREEDY, early_stop: EarlyStop | None = None
 ) -> Drafter:
     """Raises PocketdraftError for a name without a file."""
+    drafter: Drafter = _module(name).make(target, cache, sampler, early_stop)
+    return drafter
+
+
+def _module(name: str) -> Any:
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         mend = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."
         raise PocketdraftError(f"There is no drafter {name!r}; {mend}")
-    module = importlib.import_module(f".{name}", __name__)
-    drafter: Drafter = module.make(target, cache, sampler, early_stop)
-    return drafter
+    return importlib.import_module(f".{name}", __name__)

@@ -19,6 +19,8 @@ from ..proposal import NOTHING, Proposal
 from ..sampler import GREEDY, Sampler
 from ..target import Floats, Target, Verified
 
+DRAWS = True  # its drafts, where the sampler is not greedy
+
 
 class MTPDrafter:
     def __init__(
