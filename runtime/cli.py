@@ -116,9 +116,7 @@ def run(
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     rule: Annotated[
         Rule | None,
-        typer.Option(
-            "--accept", help="exact: the text of plain decoding; rejection: its distribution, faster."
-        ),
+        typer.Option("--accept", help="exact: the text of plain decoding; rejection: its distribution, faster."),
     ] = None,
     threads: Threads = 0,
     quiet: Quiet = False,
