@@ -84,10 +84,11 @@ def cost(
 
 
 def candidates(name: str, module: Weighted) -> Iterator[Rule]:
-    """What a weight may get: int4 in blocks where they divide its rows, and int8."""
-    block = 32 if module.weight.shape[1] % 32 == 0 else 0
-    yield Rule.model_validate({"weights": name, "dtype": "int4", "block": block})
-    yield Rule.model_validate({"weights": name, "dtype": "int8"})
+    """What a weight may get: int4 by row, in blocks where they divide its rows, and int8."""
+    yield Rule(weights=name, dtype="int4")
+    if module.weight.shape[1] % 32 == 0:
+        yield Rule(weights=name, dtype="int4", block=32)
+    yield Rule(weights=name, dtype="int8")
 
 
 def mixed(

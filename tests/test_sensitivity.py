@@ -72,7 +72,7 @@ def test_a_recipe_written_down_is_read_again(tmp_path):
 
 def test_too_few_bits_are_refused_with_both_sizes_before_anything_is_measured(texts, monkeypatch):
     monkeypatch.setattr(sensitivity, "cost", None)
-    with pytest.raises(PocketdraftError, match=r"budget is 0\.73 MB, the smallest .* takes 1\.09 MB; give more bits"):
+    with pytest.raises(PocketdraftError, match=r"budget is 0\.73 MB, the smallest .* takes 1\.03 MB; give more bits"):
         mixed(Checkpoint.open(TARGET_DIR), texts, 3, load("w8"))
 
 
