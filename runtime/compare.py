@@ -10,7 +10,7 @@ from typing import Any
 
 from .bench import DomainBench, bench
 from .engine import Engine, open_engine
-from .ladder import climb, compare, enough_tokens
+from .ladder import Difference, climb, compare, enough_tokens
 from .manifest import Manifest
 from .prompts import Prompt
 from .target import Target
@@ -18,6 +18,7 @@ from .text import Tokenizer
 from .validate import Check, Rungs, cross_check
 
 Advance = Callable[[str, int, int], None]
+STRETCHES = 16  # of the prompts' text, on which a bundle is compared with the reference
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,23 @@ def bench_bundle(
     texts = [prompt.text for name in domains for prompt in prompts if prompt.domain == name]
     litert_lm = cross_check(bundle, manifest, texts, tokenizer, outputs, max_tokens)
     rungs = rungs_of(manifest)
-    tokens = [token for text in texts for token in tokenizer.encode(text)]
-    parity = against_reference(engine, next(rungs)[1], tokens) if rungs else None
+    stretches = [
+        [token for prompt in prompts[start::STRETCHES] for token in tokenizer.encode(prompt.text)]
+        for start in range(min(STRETCHES, len(prompts)))
+    ]
+    parity = against_reference(engine, next(rungs)[1], stretches) if rungs else None
     engine.close()
     return BundleBench(bundle, manifest, domains, litert_lm, parity)
 
 
-def against_reference(engine: Engine, reference: Engine, tokens: Sequence[int]) -> Parity:
-    """Every graph once, the reference's inputs on both sides."""
-    text = enough_tokens(engine.manifest, tokens)
-    wanted, feed = climb(engine.manifest, reference, text, None)
-    found, _ = climb(engine.manifest, engine, text, feed)
-    rows = compare(wanted, found, dict.fromkeys(found))
+def against_reference(engine: Engine, reference: Engine, texts: Sequence[Sequence[int]]) -> Parity:
+    """Every graph once on each text, the reference's inputs on both sides."""
+    rows: list[Difference] = []
+    for text in texts:
+        tokens = enough_tokens(engine.manifest, text)
+        wanted, feed = climb(engine.manifest, reference, tokens, None)
+        found, _ = climb(engine.manifest, engine, tokens, feed)
+        rows += compare(wanted, found, dict.fromkeys(found))
     judged = [row for row in rows if row.kl is not None and row.argmax_agreement is not None]
     return Parity(
         max_error=max(row.max_error for row in rows),
