@@ -65,7 +65,6 @@ class Row:
     name: str
     recipe: Recipe
     target: Path = TARGET_DIR
-    drafter: Path = DRAFTER_DIR
     kv: Literal["float32", "int8"] = "float32"
 
     def export(self, half: Half, work: Path) -> Target:
@@ -78,7 +77,7 @@ class Row:
         }[half]
         plan = Plan(
             target=TARGET_DIR if half == "drafter" else self.target,
-            drafter=DRAFTER_DIR if half == "target" else self.drafter,
+            drafter=DRAFTER_DIR,
             out=out,
             recipes=recipes,
             context=CONTEXT,
@@ -115,7 +114,7 @@ def main() -> None:
     parser.add_argument("--botocore", type=Path, required=True, help="the wheel")
     parser.add_argument("--work", type=Path, default=Path("build/recipes"))
     parser.add_argument("--bits", type=float, default=5.9, help="a weight, of `mix`")
-    parser.add_argument("--prompts", type=int, default=4, help="of each domain")
+    parser.add_argument("--prompts", type=int, help="of each domain, else all")
     parser.add_argument("--max-tokens", type=int, default=96)
     chosen = parser.parse_args()
     files = Checkpoint.open(TARGET_DIR)
@@ -164,16 +163,17 @@ def rows(texts: list[list[int]], bits: float, work: Path) -> Iterator[Row]:
     yield Row("f32", FLOAT)
     w8, noted = load("w8"), work / "calibrated" / "w8"
     yield Row("w8", w8)
-    calibrate(Plan(TARGET_DIR, DRAFTER_DIR, noted, Recipes(w8, w8, w8)), texts)
-    yield Row("w8, int8 K/V", w8, noted / "target", noted / "drafter", "int8")
+    files = Checkpoint.open(TARGET_DIR)
+    calibrate(files, Recipes(w8, w8, w8), texts, noted)
+    yield Row("w8, int8 K/V", w8, noted, "int8")
     recipes = {name: load(name) for name in ("mixed", "w4", "w4e2")}
-    shared_out = mixed(Checkpoint.open(TARGET_DIR), texts[:: len(texts) // 16], bits, load("mixed"))
+    shared_out = mixed(files, texts[:: len(texts) // 16], bits, load("mixed"))
     recipes[shared_out.name] = shared_out
     for name, recipe in recipes.items():
         out = work / "calibrated" / name.replace(" ", "-")
-        calibrate(Plan(TARGET_DIR, DRAFTER_DIR, out, Recipes(recipe, recipe, recipe)), texts)
+        calibrate(files, Recipes(recipe, recipe, recipe), texts, out)
         yield Row(name, recipe)
-        yield Row(f"{name} calibrated", recipe, out / "target", out / "drafter")
+        yield Row(f"{name} calibrated", recipe, out)
 
 
 def shapes_of_weights() -> dict[str, tuple[int, int]]:

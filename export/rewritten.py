@@ -25,7 +25,7 @@ class Rewritten:
         self, source: Checkpoint, folder: Path, own_head: Stored | None = None, added: Sequence[str] = ()
     ) -> None:
         """`own_head` is the table that the head shares, and shall not share here. `added` are names of new scalars."""
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for path in source.folder.iterdir():
             if path.is_file() and ".safetensors" not in path.name:
                 shutil.copyfile(path, folder / path.name)

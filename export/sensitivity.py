@@ -18,12 +18,11 @@ from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
-from .kv_layout import KVLayout
 from .layerwise import rounded_inputs
 from .models.gemma4 import load_target
 from .plan import Progress
-from .step import Plain, Step, all_weights
-from .steps.target import embedder_steps, target_steps
+from .step import Step, all_weights
+from .steps.target import reading_steps
 from .stored import load
 
 Weighted = nn.Linear | nn.Embedding
@@ -42,8 +41,7 @@ class Reader:
         """What it needs of a float target, for texts of `LONGEST` tokens."""
         model, places = load_target(target)
         load(places, model)
-        layout = KVLayout.of(model.geometry, LONGEST)
-        return [*target_steps(model, layout, (), (LONGEST,), Plain()), *embedder_steps(model)]
+        return reading_steps(model, LONGEST)
 
     @torch.no_grad()
     def log_probabilities(self, texts: Sequence[Sequence[int]]) -> Tensor:

@@ -22,7 +22,7 @@ class Kind:
 
 
 BUNDLE = Kind("bundle", MANIFEST_NAME)
-CALIBRATED = Kind("calibrated pair", "calibration.json")
+CALIBRATED = Kind("calibrated target", "calibration.json")
 ADAPTED = Kind("drafter made by `pocketdraft adapt`", "adapt.json")
 
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from . import adaptation, terminal
 from .errors import PocketdraftError
 from .options import (
-    Drafter,
-    DrafterLora,
-    DrafterRecipe,
     EmbedderRecipe,
-    Head,
     Json,
     Lora,
-    Position,
     Quiet,
     RecipeName,
     Target,
@@ -28,6 +23,9 @@ from .options import (
 )
 from .prompts import read_prompts
 from .text import Tokenizer
+
+if TYPE_CHECKING:
+    from pocketdraft.export.checkpoint import Checkpoint
 
 Texts = Annotated[Path, typer.Option(help="JSONL with a `text` a line, of the kind that the model is used for.")]
 
@@ -55,20 +53,15 @@ def adapt(
 
 def calibrate(
     texts: Texts,
-    out: Annotated[Path, typer.Option(help="Folder of the new pair: OUT/target and OUT/drafter, to export.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new target checkpoint.")],
     target: Target = None,
-    drafter: Drafter = None,
     lora: Lora = None,
-    drafter_lora: DrafterLora = None,
     recipe: RecipeName = "mixed",
-    drafter_recipe: DrafterRecipe = None,
     embedder_recipe: EmbedderRecipe = None,
-    head: Head = "auto",
-    position: Position = "pending",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Round a pair's weights to what keeps its outputs on your texts, where the recipe says method = "gptq".
+    """Round a target's int4 and int2 weights to what keeps its outputs on your texts. Export it by the same recipe.
 
     Also notes how far keys and values reach, which `export --kv int8` needs.
     """
@@ -76,31 +69,18 @@ def calibrate(
     with terminal.progress(quiet or as_json) as advance:
         advance("Loading torch", 0, 1)
         from pocketdraft.export.calibrate import calibrate as run
-        from pocketdraft.export.plan import Plan
-        from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+        from pocketdraft.export.checkpoint import Checkpoint
+        from pocketdraft.export.tiny import TARGET_DIR
 
-        wanted = Plan(
-            target=target or TARGET_DIR,
-            drafter=drafter or DRAFTER_DIR,
-            out=out,
-            recipes=recipes_of(recipe, drafter_recipe, embedder_recipe),
-            head=head,
-            position=position,
-            lora=tuple(lora or ()),
-            drafter_lora=tuple(drafter_lora or ()),
-        )
-        found = run(wanted, _tokens(wanted.target, texts), advance)
+        recipes = recipes_of(recipe, None, embedder_recipe)
+        checkpoint = Checkpoint.open(target or TARGET_DIR, tuple(lora or ()))
+        found = run(checkpoint, recipes, _tokens(checkpoint, texts), out, advance)
     seconds = round(time.perf_counter() - started, 1)
     if as_json:
         print(json.dumps({"out": str(out), "seconds": seconds, **found}))
     else:
-        what = (
-            f"{found['weights']} weights calibrated and the reach of K/V noted"
-            if found["weights"]
-            else "reach of K/V noted"
-        )
-        print(f"{out}: {what} on {found['tokens']:,} tokens in {seconds:.0f} s")
-        print(f"Export it: pocketdraft export --target {out}/target --drafter {out}/drafter --recipe {recipe} ...")
+        done = f"{found['weights']} weights calibrated and the reach of K/V noted"
+        print(f"{out}: {done} on {found['tokens']:,} tokens in {seconds:.0f} s")
 
 
 def mix(
@@ -124,9 +104,8 @@ def mix(
         from pocketdraft.export.tiny import TARGET_DIR
         from pocketdraft.quantize.recipe import load
 
-        folder, otherwise = target or TARGET_DIR, load(recipe)
-        checkpoint = Checkpoint.open(folder, tuple(lora or ()))
-        found = mixed(checkpoint, _tokens(folder, texts), bits, otherwise, advance)
+        otherwise, checkpoint = load(recipe), Checkpoint.open(target or TARGET_DIR, tuple(lora or ()))
+        found = mixed(checkpoint, _tokens(checkpoint, texts), bits, otherwise, advance)
     out.write_text(found.to_toml())
     seconds = round(time.perf_counter() - started, 1)
     int8 = sum(rule.dtype == "int8" for rule in found.rule)
@@ -136,10 +115,7 @@ def mix(
         print(f"{out}: {len(found.rule)} rules, {int8} of them int8, measured in {seconds:.0f} s")
 
 
-def _tokens(target: Path, texts: Path) -> list[list[int]]:
+def _tokens(checkpoint: Checkpoint, texts: Path) -> list[list[int]]:
     """As a prompt has them."""
-    from pocketdraft.export.checkpoint import Checkpoint
-
-    files = Checkpoint.open(target)
-    tokenizer = Tokenizer(files.tokenizer_file, files.tokens().bos)
+    tokenizer = Tokenizer(checkpoint.tokenizer_file, checkpoint.tokens().bos)
     return [tokenizer.encode(prompt.text) for prompt in read_prompts(texts)]

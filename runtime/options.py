@@ -35,7 +35,7 @@ Memory = Annotated[float | None, typer.Option(help="GB, else all there is; an ex
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and no progress.")]
 KVType = Annotated[
-    Literal["float32", "int8"], typer.Option(help="Type of the K/V cache; int8 wants a pair from `calibrate`.")
+    Literal["float32", "int8"], typer.Option(help="Type of the K/V cache; int8 wants a target from `calibrate`.")
 ]
 OWN = "own"
 

@@ -147,7 +147,7 @@ def test_export_refuses_an_option_before_it_loads_torch(tmp_path, options, says)
     [
         (["mix", "--bits", "5", "--out", "own"], "--out is own, recipes are .toml files; give own.toml."),
         (["mix", "--bits", "5", "--out", "own.toml", "--recipe", "w5"], "no recipe 'w5'"),
-        (["calibrate", "--out", "taken"], "taken exists and is no calibrated pair"),
+        (["calibrate", "--out", "taken"], "taken exists and is no calibrated target"),
         (["calibrate", "--out", "new", "--target", "taken"], "taken is no checkpoint: it has no config.json"),
     ],
 )

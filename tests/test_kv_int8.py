@@ -12,6 +12,7 @@ from conftest import WIDTHS
 from test_engines import PROMPT, SLOW, TEXTS, generate
 
 from pocketdraft.export.calibrate import calibrate
+from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.kv_int8 import Int8KV
 from pocketdraft.export.pipeline import build
 from pocketdraft.export.plan import Plan, Recipes
@@ -25,6 +26,8 @@ from pocketdraft.runtime.validate import validate
 
 HEADS, SLOTS, SIZE, ROWS = 2, 16, 8, 3
 STEPS = {4: KVSteps(4.0 / 127, 3.0 / 127)}
+
+FLOAT = Recipes(load("f32"), load("f32"), load("f32"))
 
 
 def caches(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -84,48 +87,45 @@ def test_a_layer_that_shares_sees_what_was_written_after_it_was_read():
 # --- graphs
 
 
-def plan_of(pair: Path, out: Path, backend: str = "litert") -> Plan:
-    float32 = load("f32")
-    recipes = Recipes(float32, float32, float32)
-    return Plan(pair / "target", pair / "drafter", out, recipes, backend, kv="int8", **WIDTHS)
+def plan_of(target: Path, drafter: Path, out: Path, backend: str = "litert") -> Plan:
+    return Plan(target, drafter, out, FLOAT, backend, kv="int8", **WIDTHS)
 
 
 @pytest.fixture(scope="module")
 def noted(make_pair, tmp_path_factory) -> Path:
-    """A pair whose checkpoint says how far keys and values reach."""
-    made, out = make_pair("shared"), tmp_path_factory.mktemp("noted") / "pair"
+    """A target whose checkpoint says how far keys and values reach."""
+    out = tmp_path_factory.mktemp("noted") / "target"
     texts = np.random.default_rng(0).integers(6, 2000, (8, 140)).tolist()
-    plan = replace(plan_of(out, out), target=made.target, drafter=made.drafter, kv="float32")
-    assert calibrate(plan, texts) == {"tokens": 8 * 140, "weights": 0}
+    target = Checkpoint.open(make_pair("shared").target)
+    assert calibrate(target, FLOAT, texts, out) == {"tokens": 8 * 140, "weights": 0}
     return out
 
 
 @pytest.mark.parametrize(
     "backend", ["litert", pytest.param("onnx", marks=SLOW), pytest.param("executorch", marks=SLOW)]
 )
-def test_a_bundle_keeps_k_v_as_int8_and_stays_lossless(noted, tmp_path, backend):
+def test_a_bundle_keeps_k_v_as_int8_and_stays_lossless(noted, make_pair, tmp_path, backend):
     """Its sliding layers are rings that wrap around, and its last layers read what others have written."""
-    (manifest,) = build([plan_of(noted, tmp_path / "int8", backend)])
+    drafter = make_pair("shared").drafter
+    (manifest,) = build([plan_of(noted, drafter, tmp_path / "int8", backend)])
     engine = open_engine(tmp_path / "int8", 1)
     kv = engine.read_kv(engine.new_cache())
     assert {array.dtype for array in kv.values()} == {np.dtype(np.int8)}
-    found = validate(
-        tmp_path / "int8", engine, TEXTS, 24, rungs(manifest, noted / "target", noted / "drafter"), lambda what: None
-    )
+    found = validate(tmp_path / "int8", engine, TEXTS, 24, rungs(manifest, noted, drafter), lambda what: None)
     assert list(found.ladder) == ["transformers -> step", "step -> quantized step", "quantized step -> graph"]
     assert found.passed, found.to_json()
     rows = {row.graph: row for row in found.ladder["step -> quantized step"]}
     assert 0 < rows["decode"].kl < 0.01
     rounded_alike = {row.graph: row for row in found.ladder["quantized step -> graph"]}
     assert rounded_alike["decode"].mean_error < 0.1 * rows["decode"].mean_error
-    for drafter in ("mtp", "prompt_lookup"):
-        assert generate(engine, drafter, PROMPT, 60) == generate(engine, "none", PROMPT, 60)
+    for name in ("mtp", "prompt_lookup"):
+        assert generate(engine, name, PROMPT, 60) == generate(engine, "none", PROMPT, 60)
     engine.close()
 
 
 def test_a_checkpoint_that_does_not_say_how_far_they_reach_is_refused(make_pair, tmp_path):
     pair = make_pair("shared")
-    plan = replace(plan_of(tmp_path, tmp_path / "out"), target=pair.target, drafter=pair.drafter)
+    plan = plan_of(pair.target, pair.drafter, tmp_path / "out")
     with pytest.raises(PocketdraftError, match=r"--kv is int8, .* does not say how far .* of layer 0 reach; run"):
         build([plan])
     assert not (tmp_path / "out").exists()
@@ -133,4 +133,4 @@ def test_a_checkpoint_that_does_not_say_how_far_they_reach_is_refused(make_pair,
 
 def test_a_gpu_s_graphs_keep_floats():
     with pytest.raises(PocketdraftError, match="--device is gpu, --kv is int8"):
-        replace(plan_of(Path(), Path()), device="gpu")
+        replace(plan_of(Path(), Path(), Path()), device="gpu")

@@ -13,7 +13,7 @@ from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
 from ..models.gemma4 import Target
-from ..step import Operators, Step, spec
+from ..step import Operators, Plain, Step, spec
 
 Part = Literal["embedder", "per_layer_embedder"]
 
@@ -107,6 +107,12 @@ def embedder_steps(target: Target) -> list[Step]:
         module = _Embed(target.embed_tokens_per_layer, (len(g.layers), g.per_layer))
         steps.append(step("per_layer_embedder", "embed_per_layer", "per_layer_embedder", module))
     return steps
+
+
+def reading_steps(target: Target, tokens: int) -> list[Step]:
+    """What reading texts of at most so many tokens takes: `verify` of that width, and the embedders."""
+    layout = KVLayout.of(target.geometry, tokens)
+    return [*target_steps(target, layout, (), (tokens,), Plain()), *embedder_steps(target)]
 
 
 def _inputs(target: Target, layout: KVLayout, width: int) -> tuple[TensorSpec, ...]:
