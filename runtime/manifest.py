@@ -164,6 +164,14 @@ class Manifest(_Frozen):
         """Bytes of all files but the manifest itself."""
         return sum(entry.size for entry in self.files.values())
 
+    @property
+    def kv_bytes(self) -> int:
+        """Of one sequence's K/V."""
+        return sum(
+            2 * layer.heads * layer.head_dim * (layer.slots or self.context_length) * (1 if layer.steps else 4)
+            for layer in self.kv
+        )
+
     def dump(self) -> str:
         return self.model_dump_json(indent=1) + "\n"
 
