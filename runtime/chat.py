@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from .chat_template import ChatTemplate, Message
 from .session import Session
@@ -23,7 +23,7 @@ class Chat:
         self.messages: list[Message] = [{"role": "system", "content": system}] if system else []
         self._text, self._tokens = "", list[int]()  # the conversation up to the last answer's end
 
-    def ask(self, text: str, budget: int) -> Iterator[str]:
+    def ask(self, text: str, budget: int) -> Generator[str, None, None]:
         """Yields the answer, of up to `budget` tokens, in pieces.
 
         Left early, by Ctrl-C too, what was said until then is the answer. Raises PocketdraftError where the

@@ -4,48 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptedEngine, plain, scripted_manifest
-from tokenizers import AddedToken, decoders, models
-from tokenizers import Tokenizer as HFTokenizer
+from speaking import END, SPECIAL, TEMPLATE, VOCABULARY, make_template, make_tokenizer
 
 from pocketdraft.runtime.chat import Chat
-from pocketdraft.runtime.chat_template import ChatTemplate
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.text import Tokenizer
 
-# Twelve tokens, as the script has. A target that says "a" and then "b" is not what the tokenizer makes of "ab".
-VOCABULARY = ["<bos>", "<end>", "a", "b", "c", "d", "e", "ab", "cd", "abcd", "<ask>", "<say>"]
-SPECIAL = [piece for piece in VOCABULARY if piece.startswith("<")]
-BOS, END = 0, 1
-TEMPLATE = """{{ bos_token }}
-{%- for m in messages %}
-{{- '<say>' if m.role == 'assistant' else '<ask>' }}{{ m.content }}<end>
-{%- endfor %}
-{%- if add_generation_prompt %}<say>{% endif %}"""
 STRIPPING = TEMPLATE.replace("{{ m.content }}", "{{ m.content | replace('c', '') }}")
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Tokenizer:
-    made = HFTokenizer(
-        models.BPE({piece: i for i, piece in enumerate(VOCABULARY)}, [("a", "b"), ("c", "d"), ("ab", "cd")])
-    )
-    made.decoder = decoders.Fuse()
-    made.add_special_tokens([AddedToken(piece, special=True) for piece in SPECIAL])
-    path: Path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    made.save(str(path))
-    return Tokenizer(path, BOS)
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 def chat_of(tokenizer: Tokenizer, capacity: int = 400, source: str = TEMPLATE, system: str | None = None) -> Chat:
     engine = ScriptedEngine(scripted_manifest(capacity, stop=(END,)))
-    return Chat(open_session(engine, "mtp", 4), ChatTemplate(source, {"bos_token": "<bos>"}), tokenizer, system)
+    return Chat(open_session(engine, "mtp", 4), make_template(source), tokenizer, system)
 
 
 def ask(chat: Chat, question: str, budget: int, patience: int | None = None) -> tuple[list[int], list[int]]:
@@ -78,7 +59,7 @@ def test_any_conversation_is_answered_as_by_one_long_prefill(tokenizer, turns, s
         assert cache.handle[: cache.length] == sequence[: cache.length]
         if source == TEMPLATE:
             assert sequence[: len(before)] == before, "what was said is not what is read again"
-        rendered = ChatTemplate(source, {"bos_token": "<bos>"}).render(chat.messages[:-1])
+        rendered = make_template(source).render(chat.messages[:-1])
         assert tokenizer.decode(prompt, special=True) == rendered
         before = sequence
 
@@ -130,10 +111,5 @@ def test_a_question_that_does_not_fit_leaves_the_conversation_as_it_was(tokenize
         ask(chat, "e" * 70, 5)
     assert chat.messages == messages
     prompt, answer = ask(chat, "cd", 5)
-    assert tokens_match(tokenizer, prompt, messages)
+    assert tokenizer.decode(prompt, special=True) == make_template().render(chat.messages[:-1])
     assert answer == plain(prompt, 5, frozenset({END}))
-
-
-def tokens_match(tokenizer: Tokenizer, prompt: list[int], messages) -> bool:
-    told = [*messages, {"role": "user", "content": "cd"}]
-    return tokenizer.decode(prompt, special=True) == ChatTemplate(TEMPLATE, {"bos_token": "<bos>"}).render(told)
