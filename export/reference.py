@@ -43,6 +43,8 @@ class TransformersEngine:
     def new_cache(self) -> Sequence:
         return Sequence()
 
+    def fork(self, cache: Sequence) -> None: ...
+
     @torch.no_grad()
     def run(
         self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], cache: Sequence | None = None

@@ -9,11 +9,15 @@ from typing import Any
 
 @dataclass
 class Cache:
-    """`length` slots are committed; whatever lies beyond is scratch that later calls overwrite."""
+    """`length` slots are committed; whatever lies beyond is scratch that later calls overwrite.
+
+    `written` is the furthest that any call has reached since the cache was empty, padding and refused drafts included.
+    """
 
     handle: Any
     capacity: int
     length: int = 0
+    written: int = 0
 
     @property
     def room(self) -> int:
@@ -36,6 +40,6 @@ class Cache:
     def truncate(self, length: int) -> None:
         """Takes back what lies beyond `length`, which must not lie before the last call's second slot.
 
-        What a sliding layer's ring held before may be gone.
+        What a sliding layer's ring held before may be gone: see `Target.rewind`.
         """
         self.length = min(self.length, length)

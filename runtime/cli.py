@@ -14,18 +14,12 @@ import typer
 from . import terminal
 from .cli_export import export, plan
 from .cli_prepare import adapt, calibrate, mix
-from .draft_length import Confident
-from .drafters import default_rule
-from .engine import Engine, open_engine
+from .cli_run import chat, run
+from .engine import open_engine
 from .errors import PocketdraftError
 from .manifest import Manifest, open_bundle
-from .options import DrafterLora, Json, Lora, Quiet, at_least
+from .options import Bundle, DrafterLora, Json, Lora, Quiet, Threads, at_least
 from .prompts import read_prompts
-from .sampler import Rule, Sampler
-from .sampling import Sampling
-from .session import open_session
-from .target import Target
-from .text import Tokenizer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(export)
@@ -33,9 +27,9 @@ app.command()(plan)
 app.command()(adapt)
 app.command()(calibrate)
 app.command()(mix)
+app.command()(run)
+app.command()(chat)
 
-Bundle = Annotated[Path, typer.Argument(help="A bundle made by `pocketdraft export`.")]
-Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]
 Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; default: the embedded set.")]
 
 
@@ -100,62 +94,6 @@ def validate(
 
 
 @app.command()
-def run(
-    bundle: Bundle,
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
-    max_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 128,
-    drafter: Annotated[str, typer.Option(help="mtp, prompt_lookup or none.")] = "mtp",
-    drafts: Annotated[
-        str, typer.Option(help="Drafts per round, or auto: as long as the drafter is sure enough.")
-    ] = "4",
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that together have p.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Draw from those with this share of the likeliest's chance.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Of what has been said; 1 is none.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
-    rule: Annotated[
-        Rule | None,
-        typer.Option("--accept", help="exact: the text of plain decoding; rejection: its distribution, faster."),
-    ] = None,
-    threads: Threads = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Continue a prompt, streaming; then the same without drafts, to compare."""
-    from . import report
-
-    at_least(1, max_tokens=max_tokens)
-    at_least(0, threads=threads)
-    count = _drafts(drafts)
-    rule = rule or default_rule(drafter, timed=isinstance(count, Confident))
-    sampler = Sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule)
-
-    with terminal.progress(quiet or as_json) as advance:
-        advance("Opening the bundle", 0, 1)
-        engine, tokenizer = _open(bundle, threads)
-    ids, target = tokenizer.encode(prompt), Target(engine)
-    session, stream, text = open_session(engine, drafter, count, target, sampler), tokenizer.stream(), ""
-    drafted: list[int] = []
-    for emitted in session.generate(ids, max_tokens):
-        drafted.extend(emitted.tokens)
-        text += _show(stream.feed(emitted.tokens), as_json)
-    text += _show(stream.finish(), as_json)
-    plain = open_session(engine, "none", 0, target, sampler)
-    plain_tokens = [token for emitted in plain.generate(ids, max_tokens) for token in emitted.tokens]
-    result = {
-        "text": text,
-        "finish": session.context.finish,
-        "drafter": drafter,
-        "identical": None if sampler.rejects else plain_tokens == drafted,
-        "plain_tokens_per_s": round(plain.stats.tokens_per_s, 1),
-        "drafted_tokens_per_s": round(session.stats.tokens_per_s, 1),
-        "stats": session.stats.to_json(),
-    }
-    print(json.dumps(result)) if as_json else report.print_run(result, quiet)
-
-
-@app.command()
 def bench(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles made by `pocketdraft export`.")],
     prompts: Prompts = None,
@@ -212,25 +150,6 @@ def push(
         print(json.dumps({"place": found.place, "bytes": found.size, "sent": found.sent}))
     else:
         print(f"{found.place}: {found.size / 1e6:.1f} MB, of which {found.sent / 1e6:.1f} MB were sent now")
-
-
-def _show(piece: str, as_json: bool) -> str:
-    if not as_json:
-        print(piece, end="", flush=True)
-    return piece
-
-
-def _drafts(text: str) -> int | Confident:
-    if text == "auto":
-        return Confident()
-    if not text.isdecimal():
-        raise PocketdraftError(f"--drafts is {text}; give a number, 0 or more, or auto.")
-    return int(text)
-
-
-def _open(bundle: Path, threads: int) -> tuple[Engine, Tokenizer]:
-    engine = open_engine(bundle, threads)
-    return engine, Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
 
 
 def _rungs(  # type: ignore[no-untyped-def]

@@ -27,6 +27,9 @@ class Engine(Protocol):
     def new_cache(self) -> Any:
         """Zeroed K/V of one sequence, in the backend's own memory; opaque to the caller."""
 
+    def fork(self, cache: Any) -> Any | None:
+        """A copy of one sequence's K/V, in the backend's own memory too; None where the backend cannot copy them."""
+
     def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, npt.NDArray[Any]]:
         """Runs one graph. `inputs` and the result hold everything but K/V.
 

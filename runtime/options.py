@@ -1,4 +1,4 @@
-"""Options that several commands before a bundle take, and what they mean."""
+"""Options that several commands take, and what they mean."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from .manifest import Backend, Device
 if TYPE_CHECKING:
     from pocketdraft.export.plan import Recipes
 
+Bundle = Annotated[Path, typer.Argument(help="A bundle made by `pocketdraft export`.")]
+Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]
 Target = Annotated[Path | None, typer.Option(help="Target checkpoint; default: the embedded one.")]
 Drafter = Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")]
 Lora = Annotated[list[Path] | None, typer.Option(help="A PEFT LoRA folder to merge into the target; may be repeated.")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -61,6 +61,11 @@ class Sampler:
     def takes_argmax(self) -> bool:
         """Whether the target's token is its logits' argmax as they are."""
         return self.sampling.temperature == 0 and self.sampling.repetition_penalty == 1 and not self.processors
+
+    def sample(self, number: int) -> Sampler:
+        """That of one of several samples of the same prompt: the first, 0, is this one; their noise is independent."""
+        seed = self.noise.child(number).seed if number else self.sampling.seed
+        return replace(self, sampling=replace(self.sampling, seed=seed))
 
     def probabilities(self, logits: Logits, history: Sequence[int]) -> Probabilities:
         """float64 [V] from logits [V] after the tokens `history`."""

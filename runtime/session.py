@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from .accept import accept
 from .cache import Cache
@@ -20,48 +21,70 @@ class Session:
     """One sequence over an engine's graphs. Sessions of one target share its graphs and nothing else."""
 
     def __init__(
-        self, target: Target, cache: Cache, drafter: Drafter, draft_length: DraftLength, sampler: Sampler = GREEDY
+        self,
+        target: Target,
+        cache: Cache,
+        drafter: Drafter,
+        draft_length: DraftLength,
+        sampler: Sampler = GREEDY,
+        stop: Sequence[int] = (),
     ) -> None:
         self.target, self.cache, self.drafter, self.draft_length = target, cache, drafter, draft_length
         self.sampler = sampler
-        self.context = Context(target.engine.manifest.tokens.stop)
+        self.context = Context((*target.engine.manifest.tokens.stop, *stop))
         self.stats = Stats()
 
     def generate(self, prompt: Sequence[int], budget: int) -> Iterator[Emitted]:
         """Appends `prompt` to the sequence and yields up to `budget` new tokens, a round at a time.
 
-        May be called again: the tokens so far are the context of the next turn. Raises PocketdraftError for a
-        prompt that is empty, holds unknown tokens or does not fit.
+        May be called again: the tokens so far are the context of the next turn.
         """
-        self._check(prompt, budget)
-        target, cache, context, drafter, stats = (
-            self.target,
-            self.cache,
-            self.context,
-            self.drafter,
-            self.stats,
-        )
-        context.begin(prompt, budget)
-        target.prefill(cache, context.tokens[cache.length : -1])
-        drafter.restart()
-        while context.finish is None:
-            lap = stats.stopwatch()
-            count = min(self.draft_length.next(stats), target.longest_draft(cache), context.remaining - 1)
-            lap("host")
-            proposal = drafter.propose(context, count)
-            lap("draft")
-            verified = target.verify(cache, context.last, proposal)
-            lap("verify")
-            verdict = accept(verified.logits, proposal, context.tokens, self.sampler)
-            cache.keep(verdict.rows)
-            drafter.observe(verdict, verified)
-            emitted = context.commit(verdict, cache.room)
-            cache.truncate(len(context.tokens))
-            stats.record(proposal, verdict, emitted)
-            lap("host")
-            yield emitted
+        self.begin(prompt, budget)
+        while self.context.finish is None:
+            yield self.round()
 
-    def _check(self, prompt: Sequence[int], budget: int) -> None:
+    def begin(self, prompt: Sequence[int], budget: int) -> None:
+        """Appends `prompt` and runs it, but for its last token: from here on there are rounds, until `finish` is set.
+
+        Raises PocketdraftError, before anything changes, for a prompt that `check` refuses.
+        """
+        self.check(prompt, budget)
+        self.context.begin(prompt, budget)
+        self.target.prefill(self.cache, self.context.tokens[self.cache.length : -1])
+        self.drafter.restart()
+
+    def round(self) -> Emitted:
+        """One draft and its verification: one token at least."""
+        target, cache, context, drafter, stats = self.target, self.cache, self.context, self.drafter, self.stats
+        lap = stats.stopwatch()
+        count = min(self.draft_length.next(stats), target.longest_draft(cache), context.remaining - 1)
+        lap("host")
+        proposal = drafter.propose(context, count)
+        lap("draft")
+        verified = target.verify(cache, context.last, proposal)
+        lap("verify")
+        verdict = accept(verified.logits, proposal, context.tokens, self.sampler)
+        cache.keep(verdict.rows)
+        drafter.observe(verdict, verified)
+        emitted = context.commit(verdict, cache.room)
+        cache.truncate(len(context.tokens))
+        stats.record(proposal, verdict, emitted)
+        lap("host")
+        return emitted
+
+    def rewind(self, tokens: Sequence[int]) -> list[int]:
+        """Goes back to what the sequence shares with `tokens`; the rest of them, one at least, is what to begin with.
+
+        The K/V of the shared ones stay where the rings allow it, even after a round that was interrupted.
+        """
+        pairs = zip(self.context.tokens, tokens[:-1], strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.target.rewind(self.cache, shared)
+        del self.context.tokens[shared:]
+        return list(tokens[shared:])
+
+    def check(self, prompt: Sequence[int], budget: int) -> None:
+        """Raises PocketdraftError for a prompt that is empty, holds unknown tokens or does not fit."""
         vocabulary, capacity = self.target.engine.manifest.vocab_size, self.cache.capacity
         if not prompt:
             raise PocketdraftError("The prompt is empty; give at least one token.")
@@ -86,11 +109,14 @@ def open_session(
     drafts: int | Confident = 4,
     target: Target | None = None,
     sampler: Sampler = GREEDY,
+    cache: Cache | None = None,
+    stop: Sequence[int] = (),
 ) -> Session:
     """A fresh sequence. `drafter` names a file of `runtime/drafters`; "none" is plain decoding.
 
-    `drafts` is their number in a round, or a policy of the session's own that stops drafting early. Raises
-    PocketdraftError where the text would depend on how long things take.
+    `drafts` is their number in a round, or a policy of the session's own that stops drafting early. `cache` may hold
+    the first tokens of the prompt that is to come. `stop` tokens come on top of the bundle's. Raises PocketdraftError
+    where the text would depend on how long things take.
     """
     if isinstance(drafts, Confident) and drafts.cost is None and sampler.rejects:
         raise PocketdraftError(
@@ -98,7 +124,7 @@ def open_session(
             "give their number, or accept by exact match."
         )
     target = target or Target(engine)
-    cache = Cache(engine.new_cache(), target.context_length)
+    cache = cache or target.new_cache()
     early_stop = drafts if isinstance(drafts, Confident) else None
     draft_length = Fixed(drafts) if isinstance(drafts, int) else drafts
-    return Session(target, cache, load(drafter, target, cache, sampler, early_stop), draft_length, sampler)
+    return Session(target, cache, load(drafter, target, cache, sampler, early_stop), draft_length, sampler, stop)

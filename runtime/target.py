@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Target:
         self.context_length = manifest.context_length
         self._prefills = manifest.graphs_of("prefill")
         self._verifies = [*manifest.graphs_of("decode"), *manifest.graphs_of("verify")]
+        self._widest = max(graph.width for graph in (*self._prefills, *self._verifies))
+        self._ring = min((layer.slots for layer in manifest.kv if layer.slots), default=self.context_length)
         self._embedder = manifest.graphs_of("embed")[0].name
         per_layer = manifest.graphs_of("embed_per_layer")
         self._per_layer_embedder = per_layer[0].name if per_layer else None
@@ -42,6 +44,27 @@ class Target:
         steps = np.repeat([True, False], self.context_length)
         self._prefixes = np.lib.stride_tricks.sliding_window_view(steps, self.context_length)[::-1]
         self._rows: OrderedDict[int, dict[str, npt.NDArray[Any]]] = OrderedDict()
+
+    def new_cache(self) -> Cache:
+        """An empty sequence."""
+        return Cache(self.engine.new_cache(), self.context_length)
+
+    def fork(self, cache: Cache) -> Cache:
+        """K/V of their own that start as a copy; empty where the backend cannot copy them, to be prefilled again."""
+        handle = self.engine.fork(cache.handle)
+        return self.new_cache() if handle is None else replace(cache, handle=handle)
+
+    def rewind(self, cache: Cache, length: int) -> None:
+        """Goes back to `length` slots, or to none where a ring no longer holds what a token there looks back at.
+
+        That token sees the window - 1 slots before it. A ring has window + widest - 1 slots or more (`KVLayout.of`),
+        and slot s was overwritten once s plus the ring's size was written. So nothing is lost as long as the ring
+        never wrapped, or `length` lies at most the widest call's tokens before what was written.
+        """
+        if cache.written <= self._ring or length >= cache.written - self._widest:
+            cache.truncate(length)
+        else:
+            cache.length = cache.written = 0
 
     def embed(self, token: int) -> Floats:
         """The scaled embedding, [1, 1, D]."""
@@ -82,6 +105,7 @@ class Target:
 
     def _run(self, graph: GraphSpec, cache: Cache, tokens: Sequence[int]) -> dict[str, Floats]:
         """Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it."""
+        cache.written = max(cache.written, cache.length + graph.width)
         rows = [self._embedded(token) for token in (*tokens, *[0] * (graph.width - len(tokens)))]
         inputs = rows[0]
         if len(rows) > 1:

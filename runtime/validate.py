@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 
 from . import litert_lm
-from .cache import Cache
 from .engine import Arrays, Engine
 from .ladder import Difference, Feed, climb, compare, enough_tokens
 from .manifest import Manifest
@@ -86,7 +85,8 @@ class _Moved:
 
     def __init__(self, engine: Engine) -> None:
         self.manifest, self._engine = engine.manifest, engine
-        self.new_cache, self.read_kv, self.close = engine.new_cache, engine.read_kv, engine.close
+        self.new_cache, self.fork = engine.new_cache, engine.fork
+        self.read_kv, self.close = engine.read_kv, engine.close
         self._draft = engine.manifest.graphs_of("draft")[0].name
         self._by = np.int32(-1 if engine.manifest.drafter.position == "pending" else 1)
 
@@ -119,7 +119,7 @@ def position_check(engine: Engine, prompts: Sequence[list[int]], budget: int) ->
 
 def verify_gap(target: Target, prompt: Sequence[int]) -> float:
     """Largest difference in logits between decoding tokens one by one and verifying them together."""
-    cache = Cache(target.engine.new_cache(), target.context_length)
+    cache = target.new_cache()
     target.prefill(cache, prompt[:-1])
     start, token, tokens, single = cache.length, prompt[-1], [], []
     for _ in range(min(target.longest_draft(cache) + 1, cache.room)):
@@ -226,7 +226,7 @@ def _identity(
 
 def _margin(target: Target, tokens: list[int]) -> float:
     """How far apart the best two logits are after `tokens`."""
-    cache = Cache(target.engine.new_cache(), target.context_length)
+    cache = target.new_cache()
     target.prefill(cache, tokens[:-1])
     top = np.sort(target.verify(cache, tokens[-1], NOTHING).logits[0])[-2:]
     return float(top[1] - top[0])

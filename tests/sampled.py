@@ -51,6 +51,9 @@ class TableEngine:
     def new_cache(self) -> list[int]:
         return [-1] * self.manifest.context_length
 
+    def fork(self, cache: list[int]) -> list[int]:
+        return list(cache)
+
     def run(self, name: str, inputs: Any, cache: Any = None) -> dict[str, Any]:
         graph = self._graphs[name]
         if graph.role == "embed":

@@ -94,6 +94,9 @@ class ScriptedEngine:
     def new_cache(self) -> Slots:
         return [None] * self.manifest.context_length
 
+    def fork(self, cache: Slots) -> Slots:
+        return list(cache)
+
     def run(self, graph: str, inputs: Any, cache: Slots | None = None) -> dict[str, Any]:
         self.calls.append(graph)
         spec = next(g for g in self.manifest.graphs if g.name == graph)
@@ -149,3 +152,35 @@ class ScriptedEngine:
         """A hidden state: what it has read, and the committed context from which its draft started."""
         self._hidden.append((seed, sequence))
         return len(self._hidden) - 1
+
+
+@dataclass
+class RingEngine(ScriptedEngine):
+    """One sliding layer in a ring of `slots`: a token is a function of the last `window` tokens, read from the ring.
+
+    As in the graphs, a call writes all its rows before any of them looks. A slot that does not hold the position that
+    a row believes in raises.
+    """
+
+    window: int = 4
+    slots: int = 16
+
+    def __post_init__(self) -> None:
+        layer = KVLayer(layer=0, kind="sliding", heads=1, head_dim=1, slots=self.slots)
+        self.manifest = self.manifest.model_copy(update={"kv": (layer,)})
+
+    def new_cache(self) -> Any:
+        return [(-1, -1)] * self.slots
+
+    def _target(self, spec: GraphSpec, inputs: Any, cache: Any) -> dict[str, Any]:
+        positions, tokens = inputs["input_pos"].tolist(), inputs["embeddings"][0, :, 0].astype(int).tolist()
+        assert positions[-1] < self.manifest.context_length
+        for position, token in zip(positions, tokens, strict=True):
+            cache[position % self.slots] = position, token
+        logits = np.zeros((1, spec.width, VOCABULARY), np.float32)
+        for row, last in enumerate(positions):
+            seen = range(max(0, last - self.window + 1), last + 1)
+            held = [cache[position % self.slots] for position in seen]
+            assert [position for position, _ in held] == list(seen), "a ring has lost what is looked back at"
+            logits[0, row, next_token(tuple(token for _, token in held))] = 1.0
+        return {"logits": logits, "activations": logits} if spec.role != "prefill" else {}

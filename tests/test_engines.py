@@ -138,6 +138,41 @@ def test_two_sessions_at_once_do_not_see_each_other(engine):
     assert together == alone
 
 
+def test_copies_of_a_prompt_s_k_v_go_on_like_the_prompt_itself_and_do_not_see_each_other(engine):
+    """In turn and by rounds; where a backend cannot copy, the prompt is run again, and the same holds."""
+    target, ends = Target(engine), [[40], [41, 42], [43] * 20]
+    alone = [generate(engine, "mtp", PROMPT + end) for end in ends]
+    prefix = target.new_cache()
+    target.prefill(prefix, PROMPT)
+    sessions = [open_session(engine, "mtp", target=target, cache=target.fork(prefix)) for _ in ends]
+    for session, end in zip(sessions, ends, strict=True):
+        session.begin(PROMPT + end, 24)
+    while any(session.context.finish is None for session in sessions):
+        for session in sessions:
+            if session.context.finish is None:
+                session.round()
+    assert [session.context.tokens[len(PROMPT + end) :] for session, end in zip(sessions, ends, strict=True)] == alone
+    assert prefix.length == len(PROMPT)
+    assert generate(engine, "mtp", PROMPT + ends[0]) == alone[0]
+
+
+def test_a_conversation_that_goes_on_has_the_logits_of_one_long_prefill(engine):
+    """The first answer's last token, which ended it, is in the K/V too: LiteRT-LM#3439 leaves it out."""
+    target = Target(engine)
+    first = generate(engine, "mtp", PROMPT, 16)
+    session = open_session(engine, "mtp", target=target, stop=(first[-1],))
+    answer = [token for round_ in session.generate(PROMPT, 16) for token in round_.tokens]
+    assert answer == first[: first.index(first[-1]) + 1]
+    assert session.context.finish == "stop"
+    conversation = [*PROMPT, *answer, 50, 51, 52, 53]
+    session.begin(session.rewind(conversation), 4)
+    whole = target.new_cache()
+    target.prefill(whole, conversation[:-1])
+    assert session.cache.length == whole.length
+    ours, theirs = (target.verify(cache, 53, NOTHING).logits for cache in (session.cache, whole))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 def test_a_new_session_does_not_see_one_that_has_gone(engine):
     fresh = generate(engine, "mtp", PROMPT)
     generate(engine, "mtp", PROMPT[::-1] * 2)

@@ -28,6 +28,9 @@ class EagerEngine:
     def new_cache(self) -> KV:
         return {name: t for name, t in self._steps["decode"].sample_inputs().items() if name.startswith("kv_cache_")}
 
+    def fork(self, cache: KV) -> KV:
+        return dict(cache)  # a call gives new tensors and leaves the old ones as they are
+
     def run(
         self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], cache: KV | None = None
     ) -> dict[str, npt.NDArray[Any]]:

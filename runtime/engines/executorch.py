@@ -49,6 +49,9 @@ class ExecuTorchEngine:
         weakref.finalize(cache, self._idle.append, cache.program)
         return cache
 
+    def fork(self, cache: KVProgram) -> None:
+        """A program's buffers cannot be written from outside."""
+
     def run(self, graph: str, inputs: Arrays, cache: KVProgram | None = None) -> dict[str, npt.NDArray[Any]]:
         spec = self._graphs[graph]
         program = self._first if cache is None else cache.program

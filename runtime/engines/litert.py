@@ -61,14 +61,12 @@ class LiteRTEngine:
         self._graphs = {graph.name: _Graph(self._models[graph.part], graph) for graph in manifest.graphs}
 
     def new_cache(self) -> KVBuffers:
-        decode = self._graphs["decode"]
-        cache = KVBuffers({})
-        for tensor in decode.spec.inputs:
-            if tensor.is_kv:
-                buffer = decode.model.create_input_buffer_by_name("decode", tensor.name)
-                buffer.write(np.zeros(tensor.shape, tensor.dtype))
-                cache.by_name[tensor.name] = buffer
-        return cache
+        return self._buffers(
+            {t.name: np.zeros(t.shape, t.dtype) for t in self._graphs["decode"].spec.inputs if t.is_kv}
+        )
+
+    def fork(self, cache: KVBuffers) -> KVBuffers:
+        return self._buffers(self.read_kv(cache))
 
     def run(self, graph: str, inputs: Arrays, cache: KVBuffers | None = None) -> dict[str, npt.NDArray[Any]]:
         return self._graphs[graph].run(inputs, self._no_kv if cache is None else cache)
@@ -76,6 +74,13 @@ class LiteRTEngine:
     def read_kv(self, cache: KVBuffers) -> dict[str, npt.NDArray[np.float32]]:
         specs = {tensor.name: tensor for tensor in self._graphs["decode"].spec.inputs if tensor.is_kv}
         return {name: _read(buffer, specs[name]) for name, buffer in cache.by_name.items()}
+
+    def _buffers(self, arrays: Arrays) -> KVBuffers:
+        """New ones, with a copy of the arrays."""
+        made = {name: self._graphs["decode"].model.create_input_buffer_by_name("decode", name) for name in arrays}
+        for name, buffer in made.items():
+            buffer.write(arrays[name])
+        return KVBuffers(made)
 
     def close(self) -> None:
         self._graphs.clear()

@@ -48,8 +48,10 @@ class ONNXEngine:
         self._no_kv = KVValues({})  # for the embedders
 
     def new_cache(self) -> KVValues:
-        zeros = {t.name: np.zeros(t.shape, t.dtype) for t in self._graphs["decode"].inputs if t.is_kv}
-        return KVValues({name: self._runtime.OrtValue.ortvalue_from_numpy(zero) for name, zero in zeros.items()})
+        return self._values({t.name: np.zeros(t.shape, t.dtype) for t in self._graphs["decode"].inputs if t.is_kv})
+
+    def fork(self, cache: KVValues) -> KVValues:
+        return self._values(self.read_kv(cache))
 
     def run(self, graph: str, inputs: Arrays, cache: KVValues | None = None) -> dict[str, npt.NDArray[Any]]:
         spec, kv = self._graphs[graph], self._no_kv if cache is None else cache
@@ -72,6 +74,10 @@ class ONNXEngine:
     def close(self) -> None:
         self._sessions.clear()
         self._no_kv.bound.clear()
+
+    def _values(self, arrays: Arrays) -> KVValues:
+        """Backed by the arrays themselves."""
+        return KVValues({name: self._runtime.OrtValue.ortvalue_from_numpy(one) for name, one in arrays.items()})
 
     def _bind(self, spec: GraphSpec, kv: KVValues) -> Any:
         binding = self._sessions[spec.family].io_binding()

@@ -1,0 +1,211 @@
+"""The commands that let a bundle speak: `run` and `chat`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import n_best, terminal
+from .chat import Chat
+from .chat_template import open_template
+from .draft_length import Confident
+from .drafters import default_rule
+from .engine import Engine, open_engine
+from .errors import PocketdraftError
+from .options import Bundle, Json, Quiet, Threads, at_least
+from .sampler import Rule, Sampler
+from .sampling import Sampling
+from .session import open_session
+from .target import Target
+from .text import Tokenizer
+
+DrafterName = Annotated[str, typer.Option("--drafter", help="mtp, prompt_lookup or none.")]
+DraftsPerRound = Annotated[
+    str, typer.Option("--drafts", help="Drafts per round, or auto: as long as the drafter is sure enough.")
+]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest that together have p.")]
+MinP = Annotated[float, typer.Option(help="Draw from those with this share of the likeliest's chance.")]
+Penalty = Annotated[float, typer.Option(help="Of what has been said; 1 is none.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same text.")]
+Accept = Annotated[
+    Rule | None,
+    typer.Option("--accept", help="exact: the text of plain decoding; rejection: its distribution, faster."),
+]
+
+
+def run(
+    bundle: Bundle,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 128,
+    n: Annotated[int, typer.Option("--n", help="Texts to make, each with noise of its own.")] = 1,
+    score: Annotated[
+        str | None,
+        typer.Option(help="A command that gets each text on its standard input; the first it ends with 0 for wins."),
+    ] = None,
+    score_timeout: Annotated[float, typer.Option(help="Seconds that the command may take for a text.")] = 60.0,
+    drafter: DrafterName = "mtp",
+    drafts: DraftsPerRound = "4",
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+    rule: Accept = None,
+    threads: Threads = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a prompt, streaming; then the same without drafts, to compare.
+
+    With --n or --score: several texts, or the first that a command passes, and exit status 1 if it passes none.
+    """
+    from . import report
+
+    at_least(1, max_tokens=max_tokens, n=n)
+    at_least(0, threads=threads)
+    count = _drafts(drafts)
+    sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, drafter, count)
+    scorer = None
+    if score is not None:
+        output = subprocess.DEVNULL if quiet or as_json else sys.stderr.fileno()
+        scorer = n_best.CommandScorer.parse(score, score_timeout, output)
+
+    engine, tokenizer = _open(bundle, threads, quiet or as_json)
+    ids, target = tokenizer.encode(prompt), Target(engine)
+    if n > 1 or scorer:
+        sequences = n_best.samples(target, ids, max_tokens, sampler, n, drafter, count)
+        _run_several(n_best.candidates(sequences, tokenizer.decode, scorer), n, score, quiet, as_json)
+        return
+    session, stream, text = open_session(engine, drafter, count, target, sampler), tokenizer.stream(), ""
+    drafted: list[int] = []
+    for emitted in session.generate(ids, max_tokens):
+        drafted.extend(emitted.tokens)
+        text += _show(stream.feed(emitted.tokens), as_json)
+    text += _show(stream.finish(), as_json)
+    plain = open_session(engine, "none", 0, target, sampler)
+    plain_tokens = [token for emitted in plain.generate(ids, max_tokens) for token in emitted.tokens]
+    result = {
+        "text": text,
+        "finish": session.context.finish,
+        "drafter": drafter,
+        "identical": None if sampler.rejects else plain_tokens == drafted,
+        "plain_tokens_per_s": round(plain.stats.tokens_per_s, 1),
+        "drafted_tokens_per_s": round(session.stats.tokens_per_s, 1),
+        "stats": session.stats.to_json(),
+    }
+    print(json.dumps(result)) if as_json else report.print_run(result, quiet)
+
+
+def chat(
+    bundle: Bundle,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the first question.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 1024,
+    drafter: DrafterName = "mtp",
+    drafts: DraftsPerRound = "4",
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+    rule: Accept = None,
+    threads: Threads = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Talk, by the bundle's own chat template. Ctrl-C stops an answer, Ctrl-D ends the talk."""
+    at_least(1, max_tokens=max_tokens)
+    at_least(0, threads=threads)
+    count = _drafts(drafts)
+    sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, drafter, count)
+
+    engine, tokenizer = _open(bundle, threads, quiet)
+    template = open_template(bundle, engine.manifest, tokenizer)
+    talk = Chat(open_session(engine, drafter, count, sampler=sampler), template, tokenizer, system)
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (edits the line that `input` reads)
+    while (question := _question()) is not None:
+        if not question.strip():
+            continue
+        try:
+            with contextlib.closing(talk.ask(question, max_tokens)) as pieces:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            print(" [stopped]", end="")
+        except PocketdraftError as error:
+            print(f"pocketdraft: {error}", file=sys.stderr)
+            continue
+        print()
+
+
+def _question() -> str | None:
+    """A line, empty after Ctrl-C; None at the end of the input."""
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except KeyboardInterrupt:
+        print()
+        return ""
+    except EOFError:
+        return None
+
+
+def _run_several(found: Iterator[n_best.Candidate], n: int, score: str | None, quiet: bool, as_json: bool) -> None:
+    """Without a scorer all texts go to standard output; with one, the text that passed, and nothing else."""
+    seen: list[n_best.Candidate] = []
+    for candidate in found:
+        seen.append(candidate)
+        if as_json:
+            continue
+        if candidate.score is None:
+            print(f"--- {len(seen)} of {n} ---\n{candidate.text}", flush=True)
+        elif not quiet:
+            print(f"{len(seen)} of {n}: {candidate.score.said}", file=sys.stderr)
+    passed = seen[-1].passed
+    if as_json:
+        texts = [{"text": one.text, "finish": one.finish, "score": one.score and one.score.said} for one in seen]
+        print(json.dumps({"chosen": len(seen) - 1 if passed else None, "candidates": texts}))
+    elif passed:
+        print(seen[-1].text)
+    if score is None or passed:
+        return
+    if not as_json:
+        for number, one in enumerate(seen, 1):
+            print(f"--- {number} of {n}: {one.score and one.score.said} ---\n{one.text}", file=sys.stderr)
+    print(f"pocketdraft: None of {n} texts passed {score}; raise --n or --temperature.", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _show(piece: str, as_json: bool) -> str:
+    if not as_json:
+        print(piece, end="", flush=True)
+    return piece
+
+
+def _drafts(text: str) -> int | Confident:
+    if text == "auto":
+        return Confident()
+    if not text.isdecimal():
+        raise PocketdraftError(f"--drafts is {text}; give a number, 0 or more, or auto.")
+    return int(text)
+
+
+def _sampler(sampling: Sampling, rule: Rule | None, drafter: str, drafts: int | Confident) -> Sampler:
+    return Sampler(sampling, rule or default_rule(drafter, timed=isinstance(drafts, Confident)))
+
+
+def _open(bundle: Path, threads: int, quiet: bool) -> tuple[Engine, Tokenizer]:
+    with terminal.progress(quiet) as advance:
+        advance("Opening the bundle", 0, 1)
+        engine = open_engine(bundle, threads)
+        return engine, Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
