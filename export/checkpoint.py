@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import Tokens, sha256
+from pocketdraft.runtime.manifest import CHAT_TEMPLATE_NAME, Tokens, sha256
 
 from .adapter import Adapter
 from .hf_compat import patch_transformers
@@ -105,7 +105,7 @@ class Checkpoint:
         return Tokens(bos=bos, stop=tuple(stop))
 
     def chat_template(self) -> str | None:
-        path = self.folder / "chat_template.jinja"
+        path = self.folder / CHAT_TEMPLATE_NAME
         return path.read_text() if path.is_file() else None
 
     @cached_property

@@ -15,6 +15,7 @@ from typing import Any
 from pocketdraft.quantize.weights import WeightError, check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import (
+    CHAT_TEMPLATE_NAME,
     ERRORS_NAME,
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -191,6 +192,8 @@ def _bundle(
         specs = tuple(step.spec for step in steps)
         parts = backend.write(plan, steps, weights, target, folder, progress)
         shutil.copyfile(target.tokenizer_file, folder / TOKENIZER_NAME)
+        if (template := target.chat_template()) is not None:
+            (folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
         (folder / ERRORS_NAME).write_text(json.dumps([vars(error) for error in errors], indent=1))
         manifest = Manifest(
             format_version=FORMAT_VERSION,

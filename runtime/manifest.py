@@ -2,13 +2,14 @@
 
 A bundle is a folder:
 
-    bundle.json        this manifest
-    model.litertlm     the graphs (LiteRT), or
-    model.pte          the graphs (ExecuTorch), or
-    FAMILY.onnx        the graphs (ONNX), with PART.bin for the weights
-    tokenizer.json     Hugging Face tokenizer
-    quantization.json  error of each quantized weight, worst first
-    delegation.json    operators outside of XNNPACK by method (ExecuTorch)
+    bundle.json          this manifest
+    model.litertlm       the graphs (LiteRT), or
+    model.pte            the graphs (ExecuTorch), or
+    FAMILY.onnx          the graphs (ONNX), with PART.bin for the weights
+    tokenizer.json       Hugging Face tokenizer
+    chat_template.jinja  messages to a prompt, where the checkpoint has one
+    quantization.json    error of each quantized weight, worst first
+    delegation.json      operators outside of XNNPACK by method (ExecuTorch)
 
 The reader owns the format: `export` imports this module and fills it in.
 """
@@ -30,6 +31,7 @@ Backend = Literal["litert", "executorch", "onnx"]
 Device = Literal["cpu", "gpu"]  # the one that the graphs are written for
 MANIFEST_NAME = "bundle.json"
 TOKENIZER_NAME = "tokenizer.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
 ERRORS_NAME = "quantization.json"
 DELEGATION_NAME = "delegation.json"
 SLOTS_NAME = "param_tensor"  # int32 [1, 1, 1, 7] on GPU graphs: first slot, end, end and four zeros

@@ -23,10 +23,19 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt. Raises PocketdraftError if it is empty."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.encode_rendered(text)
         if not ids:
             raise PocketdraftError("The prompt is empty; give some text with --prompt.")
         return ids if self._bos is None else [self._bos, *ids]
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of what a chat template has rendered: it spells its own special tokens, the first included."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def spelling(self, token: int) -> str:
+        """As it stands in the vocabulary; nothing for a token that it has not."""
+        return self._tokenizer.id_to_token(token) or ""
 
     def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """Text of the tokens, with special tokens spelled out if wanted."""
