@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +15,13 @@ import typer
 from . import terminal
 from .cli_export import export, plan
 from .cli_prepare import adapt, calibrate, mix
+from .constraints import open_grammars
 from .draft_length import Confident
 from .drafters import default_rule
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
 from .manifest import Manifest, open_bundle
-from .options import DrafterLora, Json, Lora, Quiet, at_least
+from .options import DrafterLora, Json, Lora, Quiet, at_least, one_constraint
 from .prompts import read_prompts
 from .sampler import Rule, Sampler
 from .sampling import Sampling
@@ -118,6 +120,10 @@ def run(
         Rule | None,
         typer.Option("--accept", help="exact: the text of plain decoding; rejection: its distribution, faster."),
     ] = None,
+    json_schema: Annotated[Path | None, typer.Option(help="JSON that is valid by the schema in this file.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Text that matches, all of it.")] = None,
+    grammar: Annotated[Path | None, typer.Option(help="Text of the Lark grammar in this file.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be repeated.")] = None,
     threads: Threads = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -127,22 +133,26 @@ def run(
 
     at_least(1, max_tokens=max_tokens)
     at_least(0, threads=threads)
-    count = _drafts(drafts)
+    count, constraint = _drafts(drafts), one_constraint(json_schema, regex, grammar)
     rule = rule or default_rule(drafter, timed=isinstance(count, Confident))
     sampler = Sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule)
 
     with terminal.progress(quiet or as_json) as advance:
         advance("Opening the bundle", 0, 1)
         engine, tokenizer = _open(bundle, threads)
-    ids, target = tokenizer.encode(prompt), Target(engine)
-    session, stream, text = open_session(engine, drafter, count, target, sampler), tokenizer.stream(), ""
+    ids, target, output = tokenizer.encode(prompt), Target(engine), tokenizer.output(stop or ())
+    if constraint:
+        compiled = open_grammars(bundle, engine.manifest).compile(*constraint)
+        sampler = replace(sampler, processors=(compiled.after(len(ids)),))
+    session, text = open_session(engine, drafter, count, target, sampler), ""
     drafted: list[int] = []
-    for emitted in session.generate(ids, max_tokens):
+    for emitted in session.generate(ids, max_tokens, output.feed):
         drafted.extend(emitted.tokens)
-        text += _show(stream.feed(emitted.tokens), as_json)
-    text += _show(stream.finish(), as_json)
+        text += _show(output.take(), as_json)
+    text += _show(output.finish(), as_json)
     plain = open_session(engine, "none", 0, target, sampler)
-    plain_tokens = [token for emitted in plain.generate(ids, max_tokens) for token in emitted.tokens]
+    plain_rounds = plain.generate(ids, max_tokens, tokenizer.output(stop or ()).feed)
+    plain_tokens = [token for emitted in plain_rounds for token in emitted.tokens]
     result = {
         "text": text,
         "finish": session.context.finish,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from .accept import accept
 from .cache import Cache
-from .context import Context, Emitted
+from .context import Context, Emitted, Ends
 from .draft_length import Confident, DraftLength, Fixed
 from .drafters import Drafter, load
 from .engine import Engine
@@ -27,10 +27,11 @@ class Session:
         self.context = Context(target.engine.manifest.tokens.stop)
         self.stats = Stats()
 
-    def generate(self, prompt: Sequence[int], budget: int) -> Iterator[Emitted]:
+    def generate(self, prompt: Sequence[int], budget: int, ends: Ends | None = None) -> Iterator[Emitted]:
         """Appends `prompt` to the sequence and yields up to `budget` new tokens, a round at a time.
 
-        May be called again: the tokens so far are the context of the next turn. Raises PocketdraftError for a
+        The output ends with the first stop token, or where `ends` says so, which may look at its text. May be called
+        again: the tokens so far are the context of the next turn. Raises PocketdraftError for a
         prompt that is empty, holds unknown tokens or does not fit.
         """
         self._check(prompt, budget)
@@ -41,7 +42,7 @@ class Session:
             self.drafter,
             self.stats,
         )
-        context.begin(prompt, budget)
+        context.begin(prompt, budget, ends)
         target.prefill(cache, context.tokens[cache.length : -1])
         drafter.restart()
         while context.finish is None:
