@@ -15,13 +15,14 @@ import typer
 from . import terminal
 from .cli_export import export, plan
 from .cli_prepare import adapt, calibrate, mix
+from .cli_serve import serve
 from .constraints import open_grammars
 from .draft_length import Confident
 from .drafters import default_rule
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
 from .manifest import Manifest, open_bundle
-from .options import DrafterLora, Json, Lora, Quiet, at_least, one_constraint
+from .options import DrafterLora, Json, Lora, Quiet, at_least, drafts_of, one_constraint
 from .prompts import read_prompts
 from .sampler import Rule, Sampler
 from .sampling import Sampling
@@ -35,6 +36,7 @@ app.command()(plan)
 app.command()(adapt)
 app.command()(calibrate)
 app.command()(mix)
+app.command()(serve)
 
 Bundle = Annotated[Path, typer.Argument(help="A bundle made by `pocketdraft export`.")]
 Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]
@@ -133,7 +135,7 @@ def run(
 
     at_least(1, max_tokens=max_tokens)
     at_least(0, threads=threads)
-    count, constraint = _drafts(drafts), one_constraint(json_schema, regex, grammar)
+    count, constraint = drafts_of(drafts), one_constraint(json_schema, regex, grammar)
     rule = rule or default_rule(drafter, timed=isinstance(count, Confident))
     sampler = Sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule)
 
@@ -228,14 +230,6 @@ def _show(piece: str, as_json: bool) -> str:
     if not as_json:
         print(piece, end="", flush=True)
     return piece
-
-
-def _drafts(text: str) -> int | Confident:
-    if text == "auto":
-        return Confident()
-    if not text.isdecimal():
-        raise PocketdraftError(f"--drafts is {text}; give a number, 0 or more, or auto.")
-    return int(text)
 
 
 def _open(bundle: Path, threads: int) -> tuple[Engine, Tokenizer]:

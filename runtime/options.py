@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .constraints import Kind
+from .draft_length import Confident
 from .errors import PocketdraftError
 from .manifest import Backend, Device
 
@@ -71,6 +72,14 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise PocketdraftError(f"{path} is no UTF-8 text ({error.reason}, byte {error.start}); mend it.") from error
+
+
+def drafts_of(text: str) -> int | Confident:
+    if text == "auto":
+        return Confident()
+    if not text.isdecimal():
+        raise PocketdraftError(f"--drafts is {text}; give a number, 0 or more, or auto.")
+    return int(text)
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

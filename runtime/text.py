@@ -98,14 +98,14 @@ class OutputText:
     def __init__(self, stream: TextStream, stop: Sequence[str] = (), tokens: Sequence[int] = ()) -> None:
         self._stream, self._stop, self._tokens = stream, tuple(stop), frozenset(tokens)
         self._held = ""
-        self._ended = False
+        self.ended = False  # whether a stop string was found, which `finish` may yet do
 
     def feed(self, token: int) -> bool:
         """Whether the text ends with this token."""
-        if not self._ended:
+        if not self.ended:
             self._add(self._stream.finish() if token in self._tokens else self._stream.feed([token]))
-            self._ended |= token in self._tokens
-        return self._ended
+            self.ended |= token in self._tokens
+        return self.ended
 
     def take(self) -> str:
         """What is final and was not taken before."""
@@ -115,7 +115,7 @@ class OutputText:
 
     def finish(self) -> str:
         """What is left, after the last token."""
-        if not self._ended:
+        if not self.ended:
             self._add(self._stream.finish())
         piece, self._held = self._held, ""
         return piece
@@ -125,11 +125,11 @@ class OutputText:
         places = [(self._held.find(stop) + len(stop), -len(stop)) for stop in self._stop if stop in self._held]
         if places:
             end, length = min(places)
-            self._held, self._ended = self._held[: end + length], True
+            self._held, self.ended = self._held[: end + length], True
 
     def _doubtful(self) -> int:
         """How many last characters begin a stop string."""
         longest = max(map(len, self._stop), default=1) - 1
         counts = range(min(longest, len(self._held)), 0, -1)
         endings = (count for count in counts if any(stop.startswith(self._held[-count:]) for stop in self._stop))
-        return 0 if self._ended else next(endings, 0)
+        return 0 if self.ended else next(endings, 0)
