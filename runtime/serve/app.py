@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -69,7 +70,7 @@ def make_app(model: Model, limits: Limits) -> Starlette:
         if "name" not in request.path_params:
             return JSONResponse({"object": "list", "data": [entry]})
         if request.path_params["name"] != model.name:
-            raise HTTPException(404, f"There is no model {request.path_params['name']!r} here.")
+            raise _refused(UnknownModel(f"There is no model {request.path_params['name']!r} here."))
         return JSONResponse(entry)
 
     app = Starlette(
@@ -119,7 +120,7 @@ async def _answer(
     return JSONResponse(reply.whole())
 
 
-async def _pieces(request: Request, model: Model, turns: Turns, wanted: Wanted) -> AsyncIterator[Piece]:  # type: ignore[misc]
+async def _pieces(request: Request, model: Model, turns: Turns, wanted: Wanted) -> AsyncGenerator[Piece, None]:
     """What the engine's thread gives. The work ends with the iterator, and when the client hangs up."""
     loop, results = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
@@ -145,7 +146,7 @@ async def _pieces(request: Request, model: Model, turns: Turns, wanted: Wanted) 
 
 
 async def _events(
-    reply: replies.Reply, first: Piece, pieces: AsyncIterator[Piece], with_usage: bool
+    reply: replies.Reply, first: Piece, pieces: AsyncGenerator[Piece, None], with_usage: bool
 ) -> AsyncIterator[str]:
     try:
         for opening in reply.opening():
@@ -164,7 +165,7 @@ async def _events(
     except Exception as error:
         yield _event(_refused(error).body)
     finally:
-        await pieces.aclose()  # type: ignore[attr-defined]
+        await pieces.aclose()
 
 
 def _event(value: Mapping[str, Any]) -> str:
@@ -191,7 +192,10 @@ async def _body(request: Request, bound: int) -> bytes:
 
 
 def _check_host(request: Request, limits: Limits) -> None:
-    host = request.url.hostname
+    try:
+        host = urlsplit("//" + request.headers.get("host", "")).hostname
+    except ValueError:
+        host = None
     if limits.hosts is not None and host not in limits.hosts:
         message = f"The request is for the host {host!r}, this server is for {', '.join(sorted(limits.hosts))} only."
         raise Refused(403, replies.error(message))
@@ -218,9 +222,5 @@ async def _refusal(_: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = (
-        error.detail
-        if error.status_code == 404 and "There is" in error.detail
-        else (f"{request.method} {request.url.path}: {error.detail}.")
-    )
+    message = f"{request.method} {request.url.path}: {error.detail}."
     return JSONResponse(replies.error(message), error.status_code, headers=error.headers)
