@@ -58,7 +58,8 @@ def serve(
         app = make_app(model, Limits(at_once, waiting, hosts=hosts))
         place = f"[{host}]" if ":" in host else host
         print(f"http://{place}:{listening.getsockname()[1]}/v1 serves {named}; Ctrl-C ends it.", flush=True)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S)
+        # uvicorn's own log has tracebacks, of requests that Ctrl-C ends too; faults are logged in a line by the app.
+        config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=GRACE_S)
         uvicorn.Server(config).run(sockets=[listening])
 
 

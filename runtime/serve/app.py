@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from .generation import Model, Piece, UnknownModel, Wanted, generate, prepare
 from .requests import ChatRequest, CompletionRequest, parse
 from .turns import Busy, Turns
 
+log = logging.getLogger(__name__)
 RETRY_AFTER_S = 2
 DRAINED = 4  # a body that is too large is read, and dropped, up to so many times the bound: clients answer to that
 
@@ -80,7 +82,7 @@ def make_app(model: Model, limits: Limits) -> Starlette:
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
         ],
-        exception_handlers={Refused: _refusal, HTTPException: _http_error},
+        exception_handlers={Refused: _refusal, HTTPException: _http_error, Exception: _fault},
         lifespan=lifespan,
     )
     app.state.turns = turns
@@ -211,6 +213,7 @@ def _refused(error: Exception) -> Refused:
     if isinstance(error, Busy):
         message = f"Too many requests wait; try again in {RETRY_AFTER_S} seconds."
         return Refused(429, replies.error(message, "rate_limit_error"), {"Retry-After": str(RETRY_AFTER_S)})
+    log.error("pocketdraft: A request failed: %r", error)
     message = f"The server failed ({type(error).__name__}); this is a fault of its own."
     return Refused(500, replies.error(message, "server_error"))
 
@@ -224,3 +227,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}."
     return JSONResponse(replies.error(message), error.status_code, headers=error.headers)
+
+
+async def _fault(_: Request, error: Exception) -> Response:
+    return JSONResponse(_refused(error).body, 500)
