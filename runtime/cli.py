@@ -15,6 +15,7 @@ from . import terminal
 from .cli_export import export, plan
 from .cli_prepare import adapt, calibrate, mix
 from .cli_run import chat, run
+from .cli_serve import serve
 from .engine import open_engine
 from .errors import PocketdraftError
 from .manifest import Manifest, open_bundle
@@ -29,6 +30,7 @@ app.command()(calibrate)
 app.command()(mix)
 app.command()(run)
 app.command()(chat)
+app.command()(serve)
 
 Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; default: the embedded set.")]
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +16,12 @@ import typer
 from . import n_best, terminal
 from .chat import Chat
 from .chat_template import open_template
+from .constraints import open_grammars
 from .draft_length import Confident
 from .drafters import default_rule
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
-from .options import Bundle, Json, Quiet, Threads, at_least
+from .options import Bundle, Json, Quiet, Threads, at_least, drafts_of, one_constraint
 from .sampler import Rule, Sampler
 from .sampling import Sampling
 from .session import open_session
@@ -61,6 +63,10 @@ def run(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
     rule: Accept = None,
+    json_schema: Annotated[Path | None, typer.Option(help="JSON that is valid by the schema in this file.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Text that matches, all of it.")] = None,
+    grammar: Annotated[Path | None, typer.Option(help="Text of the Lark grammar in this file.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be repeated.")] = None,
     threads: Threads = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -73,7 +79,7 @@ def run(
 
     at_least(1, max_tokens=max_tokens, n=n)
     at_least(0, threads=threads)
-    count = _drafts(drafts)
+    count, constraint = drafts_of(drafts), one_constraint(json_schema, regex, grammar)
     sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, drafter, count)
     scorer = None
     if score is not None:
@@ -81,19 +87,24 @@ def run(
         scorer = n_best.CommandScorer.parse(score, score_timeout, output)
 
     engine, tokenizer = _open(bundle, threads, quiet or as_json)
-    ids, target = tokenizer.encode(prompt), Target(engine)
+    ids, target, output = tokenizer.encode(prompt), Target(engine), tokenizer.output(stop or ())
+    if constraint:
+        compiled = open_grammars(bundle, engine.manifest).compile(*constraint)
+        sampler = replace(sampler, processors=(compiled.after(len(ids)),))
     if n > 1 or scorer:
         sequences = n_best.samples(target, ids, max_tokens, sampler, n, drafter, count)
-        _run_several(n_best.candidates(sequences, tokenizer.decode, scorer), n, score, quiet, as_json)
+        found = n_best.candidates(sequences, lambda: tokenizer.output(stop or ()), scorer)
+        _run_several(found, n, score, quiet, as_json)
         return
-    session, stream, text = open_session(engine, drafter, count, target, sampler), tokenizer.stream(), ""
+    session, text = open_session(engine, drafter, count, target, sampler), ""
     drafted: list[int] = []
-    for emitted in session.generate(ids, max_tokens):
+    for emitted in session.generate(ids, max_tokens, output.feed):
         drafted.extend(emitted.tokens)
-        text += _show(stream.feed(emitted.tokens), as_json)
-    text += _show(stream.finish(), as_json)
+        text += _show(output.take(), as_json)
+    text += _show(output.finish(), as_json)
     plain = open_session(engine, "none", 0, target, sampler)
-    plain_tokens = [token for emitted in plain.generate(ids, max_tokens) for token in emitted.tokens]
+    plain_rounds = plain.generate(ids, max_tokens, tokenizer.output(stop or ()).feed)
+    plain_tokens = [token for emitted in plain_rounds for token in emitted.tokens]
     result = {
         "text": text,
         "finish": session.context.finish,
@@ -125,7 +136,7 @@ def chat(
     """Talk, by the bundle's own chat template. Ctrl-C stops an answer, Ctrl-D ends the talk."""
     at_least(1, max_tokens=max_tokens)
     at_least(0, threads=threads)
-    count = _drafts(drafts)
+    count = drafts_of(drafts)
     sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, drafter, count)
 
     engine, tokenizer = _open(bundle, threads, quiet)
@@ -190,14 +201,6 @@ def _show(piece: str, as_json: bool) -> str:
     if not as_json:
         print(piece, end="", flush=True)
     return piece
-
-
-def _drafts(text: str) -> int | Confident:
-    if text == "auto":
-        return Confident()
-    if not text.isdecimal():
-        raise PocketdraftError(f"--drafts is {text}; give a number, 0 or more, or auto.")
-    return int(text)
 
 
 def _sampler(sampling: Sampling, rule: Rule | None, drafter: str, drafts: int | Confident) -> Sampler:

@@ -17,6 +17,7 @@ from .errors import PocketdraftError
 from .sampler import Sampler
 from .session import Session, open_session
 from .target import Target
+from .text import OutputText
 
 DAY_S = 86400.0
 
@@ -71,14 +72,15 @@ def samples(
 
 
 def candidates(
-    sequences: Iterable[Session], decode: Callable[[Sequence[int]], str], scorer: Scorer | None
+    sequences: Iterable[Session], open_output: Callable[[], OutputText], scorer: Scorer | None
 ) -> Iterator[Candidate]:
-    """Finishes one sample after the other, and ends with the first that passes."""
+    """Finishes one sample after the other, and ends with the first that passes. `open_output` makes a text for each."""
     for session in sequences:
-        tokens: list[int] = []
+        output = open_output()
+        session.context.ends = output.feed
         while session.context.finish is None:
-            tokens += session.round().tokens
-        text = decode(tokens)
+            session.round()
+        text = output.take() + output.finish()
         candidate = Candidate(text, session.context.finish, scorer and scorer(text))
         yield candidate
         if candidate.passed:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .constraints import Kind
+from .draft_length import Confident
 from .errors import PocketdraftError
 from .manifest import Backend, Device
 
@@ -55,6 +57,31 @@ def gigabytes(said: float | None) -> float | None:
     if said is not None and said <= 0:
         raise PocketdraftError(f"--max-memory is {said}; give a positive number of GB.")
     return said and said * 1e9
+
+
+def one_constraint(json_schema: Path | None, regex: str | None, grammar: Path | None) -> tuple[Kind, str] | None:
+    """Which kind was asked for, and its text. Raises PocketdraftError for two, or for a file that is no text."""
+    said: dict[Kind, str | Path | None] = {"json-schema": json_schema, "regex": regex, "grammar": grammar}
+    given = [(kind, value) for kind, value in said.items() if value is not None]
+    if len(given) > 1:
+        first, second = given[0][0], given[1][0]
+        raise PocketdraftError(f"--{first} and --{second} are both given, an output has one constraint; leave one.")
+    return next(((kind, _text(value) if isinstance(value, Path) else value) for kind, value in given), None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PocketdraftError(f"{path} is no UTF-8 text ({error.reason}, byte {error.start}); mend it.") from error
+
+
+def drafts_of(text: str) -> int | Confident:
+    if text == "auto":
+        return Confident()
+    if not text.isdecimal():
+        raise PocketdraftError(f"--drafts is {text}; give a number, 0 or more, or auto.")
+    return int(text)
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

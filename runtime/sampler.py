@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import PocketdraftError
 from .noise import Lane, Noise, Probabilities
-from .sampling import Logits, LogitsProcessor, Sampling
+from .sampling import Logits, LogitsProcessor, Sampling, best_of
 
 Rule = Literal["exact", "rejection"]
 
@@ -74,7 +74,7 @@ class Sampler:
     def choose(self, logits: Logits, history: Sequence[int]) -> int:
         """The token after `history`: the argmax, the lowest of equal ones, or drawn with the noise of its position."""
         if self.sampling.temperature == 0:
-            return int(self.sampling.scores(logits, history, self.processors).argmax())
+            return best_of(self.sampling.scores(logits, history, self.processors))
         return self.noise.draw(self.probabilities(logits, history), Lane.TARGET, len(history))
 
     def draft(self, logits: Logits, tokens: Sequence[int], path: Sequence[int]) -> Draft:
@@ -86,7 +86,7 @@ class Sampler:
         history = [*tokens, *path]
         if self.sampling.temperature == 0:
             scores = self.sampling.scores(logits, history, self.processors)
-            return Draft(int(scores.argmax()), None, scores)
+            return Draft(best_of(scores), None, scores)
         probs = self.probabilities(logits, history)
         if self.rejects:
             token = self.noise.child(len(tokens)).draw(probs, Lane.DRAFT, len(history))

@@ -72,9 +72,7 @@ class Sampling:
         """float64 [V] that sum to 1, from logits [V] after the tokens `history`. Temperature 0: all on one token."""
         scores = self.scores(logits, history, processors)
         found = np.zeros(scores.shape, np.float64)
-        best = int(scores.argmax())
-        if not np.isfinite(scores[best]):
-            raise PocketdraftError(f"The best logit of {len(scores)} is {scores[best]}; no token can be drawn.")
+        best = best_of(scores)
         if self.temperature == 0:
             found[best] = 1.0
             return found
@@ -87,6 +85,14 @@ class Sampling:
         weights[weights < self.min_p * weights.max()] = 0.0
         found[kept] = weights / weights.sum()
         return found
+
+
+def best_of(scores: Logits) -> int:
+    """The token of the highest score, the lowest of equal ones. Raises PocketdraftError where none can be drawn."""
+    best = int(scores.argmax())
+    if not np.isfinite(scores[best]):
+        raise PocketdraftError(f"The best logit of {len(scores)} is {scores[best]}; no token can be drawn.")
+    return best
 
 
 def _penalized(logits: Logits, history: Sequence[int], penalty: float) -> Logits:

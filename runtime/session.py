@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from .accept import accept
 from .cache import Cache
-from .context import Context, Emitted
+from .context import Context, Emitted, Ends
 from .draft_length import Confident, DraftLength, Fixed
 from .drafters import Drafter, load
 from .engine import Engine
@@ -34,22 +34,23 @@ class Session:
         self.context = Context((*target.engine.manifest.tokens.stop, *stop))
         self.stats = Stats()
 
-    def generate(self, prompt: Sequence[int], budget: int) -> Iterator[Emitted]:
+    def generate(self, prompt: Sequence[int], budget: int, ends: Ends | None = None) -> Iterator[Emitted]:
         """Appends `prompt` to the sequence and yields up to `budget` new tokens, a round at a time.
 
-        May be called again: the tokens so far are the context of the next turn.
+        The output ends with the first stop token, or where `ends` says so, which may look at its text. May be called
+        again: the tokens so far are the context of the next turn.
         """
-        self.begin(prompt, budget)
+        self.begin(prompt, budget, ends)
         while self.context.finish is None:
             yield self.round()
 
-    def begin(self, prompt: Sequence[int], budget: int) -> None:
+    def begin(self, prompt: Sequence[int], budget: int, ends: Ends | None = None) -> None:
         """Appends `prompt` and runs it, but for its last token: from here on there are rounds, until `finish` is set.
 
         Raises PocketdraftError, before anything changes, for a prompt that `check` refuses.
         """
         self.check(prompt, budget)
-        self.context.begin(prompt, budget)
+        self.context.begin(prompt, budget, ends)
         self.target.prefill(self.cache, self.context.tokens[self.cache.length : -1])
         self.drafter.restart()
 

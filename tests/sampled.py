@@ -61,8 +61,14 @@ class TableEngine:
         if graph.role == "draft":
             token, number = (int(value) for value in inputs["activations"][0, 0])
             sequence = (*self._sequences[number], token)
-            return {"logits": logits(sequence, True)[None, None], "projected_activations": self._hidden([sequence])}
+            return {
+                "logits": self.logits(sequence, True)[None, None],
+                "projected_activations": self._hidden([sequence]),
+            }
         return self._target(graph, inputs, cache)
+
+    def logits(self, sequence: Text, drafter: bool = False) -> np.ndarray:
+        return logits(sequence, drafter)
 
     def read_kv(self, cache: Any) -> dict[str, Any]:
         raise NotImplementedError
@@ -75,7 +81,7 @@ class TableEngine:
         if graph.role == "prefill":
             return {}
         sequences = [tuple(cache[: start + row + 1]) for row in range(graph.width)]
-        return {"logits": np.array([[logits(s) for s in sequences]]), "activations": self._hidden(sequences)}
+        return {"logits": np.array([[self.logits(s) for s in sequences]]), "activations": self._hidden(sequences)}
 
     def _hidden(self, sequences: Sequence[Text]) -> np.ndarray:
         for sequence in sequences:

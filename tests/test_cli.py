@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -296,6 +297,12 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path, command):
         (["run", "--prompt", "a", "--threads", "-1"], "--threads is -1"),
         (["run", "--prompt", "a", "--drafts", "-1"], "--drafts is -1; give a number, 0 or more, or auto."),
         (["run", "--prompt", "a", "--drafts", "many"], "--drafts is many; give a number, 0 or more, or auto."),
+        (["run", "--prompt", "a", "--regex", "(a"], "The regex cannot be used: "),
+        (["run", "--prompt", "a", "--regex", "a", "--grammar", "no.lark"], "--regex and --grammar are both given"),
+        (["run", "--prompt", "a", "--json-schema", "no.json"], "Cannot read or write no.json: No such file"),
+        (["run", "--prompt", "a", "--json-schema", PROMPTS_FILE], "The json-schema is no JSON: "),
+        (["run", "--prompt", "a", "--grammar", sys.executable], "is no UTF-8 text"),
+        (["run", "--prompt", "a", "--stop", ""], "A stop string is empty"),
         (["run", "--prompt", "a", "--temperature", "-1"], "--temperature is -1.0; give 0, which is greedy, or more."),
         (["run", "--prompt", "a", "--top-k", "-1"], "--top-k is -1"),
         (["run", "--prompt", "a", "--top-p", "0"], "--top-p is 0.0"),
@@ -378,6 +385,26 @@ def test_a_reader_that_goes_away_is_no_error(whole, command):
     done = call(command[0], whole, *command[1:], stdout=theirs)
     os.close(theirs)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_run_keeps_to_a_constraint_and_says_why_it_ended(whole, tmp_path):
+    def run(*options: object) -> dict[str, object]:
+        done = call("run", whole, "--prompt", "import", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["identical"]
+        return found
+
+    (tmp_path / "schema").write_text('{"enum": ["one", "other"]}')
+    (tmp_path / "lark").write_text('start: "(" /[0-9]/ ")"')
+    found = [run("--json-schema", tmp_path / "schema"), run("--grammar", tmp_path / "lark")]
+    assert json.loads(found[0]["text"]) in ("one", "other")
+    assert re.fullmatch(r"\([0-9]\)", found[1]["text"])
+    assert [one["finish"] for one in found] == ["stop", "stop"]
+    cut = run("--regex", "[ab]{50}", "--max-tokens", 5)
+    assert (cut["finish"], re.sub("[ab]", "", cut["text"])) == ("budget", "")
+    stopped = run("--regex", "x{9}y{9}", "--stop", "yy", "--stop", "z")
+    assert (stopped["finish"], stopped["text"]) == ("stop", "x" * 9)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

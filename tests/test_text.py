@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.text import TextStream, Tokenizer
+from pocketdraft.runtime.text import OutputText, TextStream, Tokenizer
 
 
 def byte_level() -> HFTokenizer:
@@ -130,3 +132,81 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(PocketdraftError, match=r"tokenizer\.json is not a tokenizer"):
         Tokenizer(tmp_path / "tokenizer.json", bos=None)
+
+
+# --- stop strings
+
+
+def opened(name: str) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        TOKENIZERS[name].save(str(path))
+        return Tokenizer(path, bos=None)
+
+
+def pieces_until(text: OutputText, tokens: list[int], cuts: list[int]) -> tuple[str, int]:
+    """What is shown when taken after rounds of such lengths, and how many tokens the loop would emit."""
+    shown, emitted, round_ends = "", 0, set(np.cumsum(cuts))
+    for token in tokens:
+        ends = text.feed(token)
+        emitted += 1
+        if ends or emitted in round_ends:
+            shown += text.take()
+        if ends:
+            break
+    return shown + text.finish(), emitted
+
+
+@settings(deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from(["a", "b", "ab", "é", "<eos>"]), max_size=12),
+    stop=st.lists(st.text("abé", min_size=1, max_size=4), max_size=3),
+    cuts=st.lists(st.integers(1, 4), min_size=12, max_size=12),
+)
+def test_a_stop_string_cuts_where_the_first_one_is_complete_however_tokens_lie(pieces, stop, cuts):
+    tokens = [token for piece in pieces for token in letters(piece)]
+    whole = TOKENIZERS["byte level"].decode(tokens)
+    wanted = whole
+    for end in range(len(whole) + 1):
+        if found := [one for one in stop if whole[:end].endswith(one)]:
+            wanted = whole[: end - max(map(len, found))]
+            break
+    text = opened("byte level").output(stop)
+    shown, emitted = pieces_until(text, tokens, cuts)
+    assert shown == wanted
+    if wanted != whole:
+        assert TOKENIZERS["byte level"].decode(tokens[:emitted]) == whole[:end], "a token after the stop string"
+
+
+def letters(piece: str) -> list[int]:
+    if piece == "<eos>":
+        return [TOKENIZERS["byte level"].token_to_id(piece)]
+    return [byte_level_id(byte) for byte in piece.encode()]
+
+
+def test_what_may_become_a_stop_string_is_held_back_and_given_when_it_does_not():
+    text = opened("byte level").output(["abc"])
+    taken = []
+    for letter in "xabab":
+        text.feed(byte_level_id(ord(letter)))
+        taken.append(text.take())
+    assert taken == ["x", "", "", "ab", ""]
+    assert text.finish() == "ab"
+
+
+def test_a_stop_string_inside_a_token_cuts_the_token():
+    text = opened("byte fallback").output(["a"])
+    assert text.feed(GEMMA.token_to_id("\u2581a")) is True
+    assert text.finish() == " "
+
+
+def test_a_stop_string_that_spells_a_special_token_stops_at_the_token():
+    text = opened("byte level").output(["<eos>"])
+    assert not any(text.feed(byte_level_id(byte)) for byte in b"<eos>")
+    assert text.feed(TOKENIZERS["byte level"].token_to_id("<eos>"))
+    assert text.finish() == "<eos>"
+
+
+def test_an_empty_stop_string_is_refused():
+    with pytest.raises(PocketdraftError, match="A stop string is empty"):
+        opened("byte level").output(["a", ""])
