@@ -65,6 +65,13 @@ def test_json_says_which_was_chosen_and_what_each_was_told(texts):
     ]
 
 
+def test_each_text_ends_before_a_stop_string(texts):
+    stop = max(texts, key=len)[2]
+    found = json.loads(several("--json", "--stop", stop).stdout)["candidates"]
+    assert [one["text"] for one in found] == [text.partition(stop)[0] for text in texts]
+    assert {one["finish"] for one, text in zip(found, texts, strict=True) if stop in text} == {"stop"}
+
+
 def test_a_scorer_that_hangs_passes_nothing():
     done = call("run", "--prompt", "ab", *HOT, *scorer("import time; time.sleep(600)"), "--score-timeout", 0.2)
     assert (done.returncode, done.stdout) == (1, "")

@@ -34,6 +34,23 @@ class Uncopied(ScriptedEngine):
         return None
 
 
+class Spelled:
+    """An output whose text is the list of its tokens."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def feed(self, token: int) -> bool:
+        self.tokens.append(token)
+        return False
+
+    def take(self) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return str(self.tokens)
+
+
 def finished(session: Session) -> list[int]:
     while session.context.finish is None:
         session.round()
@@ -99,13 +116,13 @@ def test_the_first_that_passes_is_the_last_that_is_made():
         asked.append(text)
         return Score(len(asked) == 3, "")
 
-    found = list(candidates(samples(Target(engine), PROMPT, 12, HOT, 9), str, third))
+    found = list(candidates(samples(Target(engine), PROMPT, 12, HOT, 9), Spelled, third))
     assert [candidate.text for candidate in found] == asked
     assert [candidate.passed for candidate in found] == [False, False, True]
 
 
 def test_without_a_scorer_all_are_made_and_none_passes():
-    found = list(candidates(samples(Target(ScriptedEngine(scripted_manifest())), PROMPT, 3, HOT, 4), str, None))
+    found = list(candidates(samples(Target(ScriptedEngine(scripted_manifest())), PROMPT, 3, HOT, 4), Spelled, None))
     assert [(one.finish, one.score, one.passed) for one in found] == [("budget", None, False)] * 4
     assert all(isinstance(one, Candidate) for one in found)
 

@@ -112,6 +112,18 @@ def test_the_same_seed_gives_the_same_choices_and_they_differ_from_each_other(se
     assert streamed == first
 
 
+def test_choices_share_one_prefill(served, monkeypatch):
+    run, ran = served.engine.run, []
+    monkeypatch.setattr(served.engine, "run", lambda name, *given: (ran.append(name), run(name, *given))[1])
+
+    def prefills(n: int) -> int:
+        ran.clear()
+        served.client.completions.create(model=NAME, prompt="a b " * 20, max_tokens=3, n=n)
+        return sum("prefill" in name for name in ran)
+
+    assert prefills(4) == prefills(1) > 0
+
+
 def test_a_stop_string_is_not_written_and_what_follows_neither(served):
     asked = {"model": NAME, "prompt": "a", "max_tokens": 60, "seed": 2}
     whole = served.client.completions.create(**asked).choices[0].text
