@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from ..errors import PocketdraftError
 
@@ -127,8 +128,8 @@ AnyRequest = TypeVar("AnyRequest", bound=Request)
 def parse(kind: type[AnyRequest], body: bytes) -> AnyRequest:
     """Raises PocketdraftError: the first field that is wrong, and why. A null is a field left out."""
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        found = from_json(body, allow_inf_nan=False)  # Python's own overflows the stack where the limit is raised
+    except ValueError as error:
         raise PocketdraftError(f"The body is no JSON ({error}); send an object.") from error
     if not isinstance(found, dict):
         raise PocketdraftError(f"The body is a JSON {type(found).__name__}; send an object.")
