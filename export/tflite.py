@@ -16,6 +16,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from .quantized import Quantized
+from .rewrites import Rewriter
 
 PIECE_BYTES = 1 << 20
 ALIGNMENT = 64  # of a buffer within the file: a cache line
@@ -55,6 +56,11 @@ class _Outside:
         self.contents[len(self.model.buffers) - 1] = content
         return len(self.model.buffers) - 1
 
+    def is_zero(self, number: int) -> bool:
+        """Whether a buffer is a constant of zeros."""
+        content = self.contents.get(number)
+        return isinstance(content, bytes) and not any(content)
+
     def place(self, start: int) -> int:
         """Gives each buffer its offset; returns the end of the last."""
         for number, content in self.contents.items():
@@ -81,6 +87,10 @@ def fill(structure: bytes, weights: Mapping[str, Quantized], path: Path) -> None
                 _make_constant(graph, given.tensorIndex, weights[name], *parameters[name])
                 signature.inputs.remove(given)
                 graph.inputs = np.array([i for i in graph.inputs if i != given.tensorIndex], np.int32)
+    rewriter = Rewriter(model, outside.add)
+    by_rows = {name: one for name, one in weights.items() if name in parameters and one.rule.dtype == "int8"}
+    rewriter.int8_lookups({parameters[name][0]: one.scales()[:, 0] for name, one in by_rows.items()})
+    rewriter.scatters(outside.is_zero)
     outside.place(1)  # any offset: it is of fixed length, so that the flatbuffer's length is known
     outside.place(len(_packed(model)))
     with path.open("wb") as file:

@@ -134,3 +134,75 @@ def test_a_weight_is_stored_once_for_all_signatures(filled):
 def test_levels_are_packed_from_the_lowest_bits_up():
     assert pack(np.array([1, -1, 7, -8], np.int8), 4) == bytes([0xF1, 0x87])
     assert pack(np.array([1, -1, 0, -2], np.int8), 2) == bytes([0b10001101])
+
+
+# --- operators that are written as others
+
+
+class Head(nn.Module):
+    """As a drafter's centroid head: rows looked up, their products scattered onto zeros."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.table, self.tied = nn.Embedding(40, 64), tied
+
+    def forward(self, tokens, x):
+        products = nn.functional.linear(x, self.table(tokens[0]))[0]
+        out = torch.zeros(40).index_copy(0, tokens[0].to(torch.int64), products)
+        return {"out": out + nn.functional.linear(x, self.table.weight)[0] if self.tied else out}
+
+
+def filled_head(tmp_path: Path, count: int, dtype: str, tied: bool = False) -> Path:
+    torch.manual_seed(0)
+    save_file({"table": torch.randn(40, 64)}, tmp_path / "weights.safetensors")
+    graph = GraphSpec(
+        name="run",
+        role="draft",
+        part="drafter",
+        width=1,
+        inputs=(spec("tokens", "int32", 1, count), spec("x", "float32", 1, 64)),
+        outputs=(spec("out", "float32", 40),),
+    )
+    litert.lower([Step(graph, Head(tied))], tmp_path / "structure.tflite")
+    stored, rule = stored_in(tmp_path / "weights.safetensors")["table"], Rule(weights="*", dtype=dtype)
+    weight = Quantized("drafter.table", stored, "head", rule, Cache(tmp_path / "cache", 10**9))
+    fill((tmp_path / "structure.tflite").read_bytes(), {"weight_0": weight}, tmp_path / "filled.tflite")
+    return tmp_path / "filled.tflite"
+
+
+def operators(path: Path) -> list[str]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    return [names[model.operatorCodes[op.opcodeIndex].builtinCode] for op in model.subgraphs[0].operators]
+
+
+def scattered(path: Path, tokens: np.ndarray, x: np.ndarray) -> np.ndarray:
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(str(path)).get_signature_runner("run")(tokens=tokens[None], x=x)["out"]
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "looked_up"), [(20, "int8", 0), (20, "int4", 1), (20, "float32", 1), (15, "int8", 1)]
+)
+def test_many_rows_of_int8_are_gathered_and_come_out_the_same(tmp_path, count, dtype, looked_up):
+    path = filled_head(tmp_path, count, dtype)
+    found = operators(path)
+    assert found.count("EMBEDDING_LOOKUP") == looked_up
+    assert found.count("GATHER") == 2 * (1 - looked_up)
+    assert "STABLEHLO_SCATTER" not in found
+    random = np.random.default_rng(1)
+    tokens, x = random.permutation(40)[:count].astype(np.int32), random.standard_normal((1, 64)).astype(np.float32)
+    torch.manual_seed(0)
+    rows = round_trip(torch.randn(40, 64).numpy(), Rule(weights="*", dtype=dtype))[tokens]
+    expected = np.zeros(40, np.float32)
+    expected[tokens] = (x @ rows.T)[0]
+    np.testing.assert_allclose(scattered(path, tokens, x), expected, atol=1e-5)
+
+
+def test_a_table_that_is_multiplied_with_as_well_is_left_alone(tmp_path):
+    found = operators(filled_head(tmp_path, 20, "int8", tied=True))
+    assert "EMBEDDING_LOOKUP" in found
+    assert "GATHER" not in found
