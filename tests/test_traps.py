@@ -161,8 +161,8 @@ def test_trap_hidden_state_before_the_final_norm(reference, make_pair, monkeypat
 
 def test_trap_position_of_the_last_cached_token_in_the_drafter(reference, make_pair, monkeypatch):
     class Unshifted(mtp._DraftStep):
-        def __init__(self, drafter, head, offset, operators):
-            super().__init__(drafter, head, 0, operators)
+        def __init__(self, drafter, layout, head, offset, operators):
+            super().__init__(drafter, layout, head, 0, operators)
 
     monkeypatch.setattr(mtp, "_DraftStep", Unshifted)
     assert failing_graphs(reference, make_pair, "shared") == {"mtp_drafter"}
@@ -248,8 +248,8 @@ def test_trap_bool_mask_added_instead_of_applied(reference, make_pair, monkeypat
 
 def test_trap_centroid_head_skipped(reference, make_pair, monkeypatch):
     class Dense(mtp._DraftStep):
-        def __init__(self, drafter, head, offset, operators):
-            super().__init__(drafter, "dense", offset, operators)
+        def __init__(self, drafter, layout, head, offset, operators):
+            super().__init__(drafter, layout, "dense", offset, operators)
 
     monkeypatch.setattr(mtp, "_DraftStep", Dense)
     assert failing_graphs(reference, make_pair, "shared") == {"mtp_drafter"}
