@@ -152,22 +152,31 @@ class Head(nn.Module):
         return {"out": out + nn.functional.linear(x, self.table.weight)[0] if self.tied else out}
 
 
-def filled_head(tmp_path: Path, count: int, dtype: str, tied: bool = False) -> Path:
+@pytest.fixture(scope="module")
+def filled_head(tmp_path_factory):
+    """`filled_head(count, dtype)` is the path of the head's flatbuffer for so many tokens."""
+    folder, structures = tmp_path_factory.mktemp("heads"), {}
     torch.manual_seed(0)
-    save_file({"table": torch.randn(40, 64)}, tmp_path / "weights.safetensors")
-    graph = GraphSpec(
-        name="run",
-        role="draft",
-        part="drafter",
-        width=1,
-        inputs=(spec("tokens", "int32", 1, count), spec("x", "float32", 1, 64)),
-        outputs=(spec("out", "float32", 40),),
-    )
-    litert.lower([Step(graph, Head(tied))], tmp_path / "structure.tflite")
-    stored, rule = stored_in(tmp_path / "weights.safetensors")["table"], Rule(weights="*", dtype=dtype)
-    weight = Quantized("drafter.table", stored, "head", rule, Cache(tmp_path / "cache", 10**9))
-    fill((tmp_path / "structure.tflite").read_bytes(), {"weight_0": weight}, tmp_path / "filled.tflite")
-    return tmp_path / "filled.tflite"
+    save_file({"table": torch.randn(40, 64)}, folder / "weights.safetensors")
+    stored = stored_in(folder / "weights.safetensors")["table"]
+
+    def make(count: int, dtype: str, tied: bool = False) -> Path:
+        if (count, tied) not in structures:
+            structures[count, tied] = folder / f"{count}-{tied}.tflite"
+            graph = GraphSpec(
+                name="run",
+                role="draft",
+                part="drafter",
+                width=1,
+                inputs=(spec("tokens", "int32", 1, count), spec("x", "float32", 1, 64)),
+                outputs=(spec("out", "float32", 40),),
+            )
+            litert.lower([Step(graph, Head(tied))], structures[count, tied])
+        weight = Quantized("w", stored, "head", Rule(weights="*", dtype=dtype), Cache(folder / "cache", 10**9))
+        fill(structures[count, tied].read_bytes(), {"weight_0": weight}, folder / "filled.tflite")
+        return folder / "filled.tflite"
+
+    return make
 
 
 def operators(path: Path) -> list[str]:
@@ -187,8 +196,8 @@ def scattered(path: Path, tokens: np.ndarray, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("count", "dtype", "looked_up"), [(20, "int8", 0), (20, "int4", 1), (20, "float32", 1), (15, "int8", 1)]
 )
-def test_many_rows_of_int8_are_gathered_and_come_out_the_same(tmp_path, count, dtype, looked_up):
-    path = filled_head(tmp_path, count, dtype)
+def test_many_rows_of_int8_are_gathered_and_come_out_the_same(filled_head, count, dtype, looked_up):
+    path = filled_head(count, dtype)
     found = operators(path)
     assert found.count("EMBEDDING_LOOKUP") == looked_up
     assert found.count("GATHER") == 2 * (1 - looked_up)
@@ -202,7 +211,7 @@ def test_many_rows_of_int8_are_gathered_and_come_out_the_same(tmp_path, count, d
     np.testing.assert_allclose(scattered(path, tokens, x), expected, atol=1e-5)
 
 
-def test_a_table_that_is_multiplied_with_as_well_is_left_alone(tmp_path):
-    found = operators(filled_head(tmp_path, 20, "int8", tied=True))
+def test_a_table_that_is_multiplied_with_as_well_is_left_alone(filled_head):
+    found = operators(filled_head(20, "int8", tied=True))
     assert "EMBEDDING_LOOKUP" in found
     assert "GATHER" not in found
