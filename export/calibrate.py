@@ -149,12 +149,11 @@ class Calibration:
         with loaded(self.stored, *modules):
             for text in texts:
                 with inputs_of(calibrated) as wanted:
-                    text.wanted.x, before = run(text.wanted), text.wanted.x
+                    text.wanted.x = run(text.wanted)
                 if calibrated:
                     with inputs_of(calibrated) as now, rounded_inputs(self.quantized_in(*modules)):
                         run(text.now)
                     recorder.add(now, wanted)
-                del before
             self.quantize(recorder, *modules)
             with rounded_inputs(self.quantized_in(*modules)):
                 for text in texts:

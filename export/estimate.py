@@ -192,10 +192,10 @@ def _parts(plan: Plan, steps: list[Step]) -> tuple[PartEstimate, ...]:
 
 
 def _bytes(weight: torch.Tensor, rule: Rule) -> int:
-    """Levels, and scales: two bytes a block, or twelve a row (with its zero point)."""
+    """As the rule says, and a row's zero point, which the flatbuffer has too."""
     rows, columns = weight.shape
-    scales = 0 if rule.dtype == "float32" else 2 * rows * columns // rule.block if rule.block else 12 * rows
-    return rows * columns * rule.bits // 8 + scales
+    zero_points = 0 if rule.dtype == "float32" or rule.block else 8 * rows
+    return rule.size_bytes(rows, columns) + zero_points
 
 
 def _scale_bytes(plan: Plan, steps: list[Step]) -> int:

@@ -28,6 +28,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 from .stored import Stored
 
 Tensors = Mapping[str, Stored]
+Along = Literal["rows", "inputs"]
 KNOWN = "compressed-tensors, gptq (both symmetric, without act-order) and gemma"
 MEND = "give the checkpoint that it was made from, or a copy with float weights"
 # What goes with a packed weight, and is no weight itself.
@@ -44,7 +45,7 @@ class Packed(Stored):
     levels: Stored
     scales: Stored
     bits: int
-    along: Literal["rows", "inputs"]
+    along: Along
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -110,11 +111,11 @@ def _compressed_tensors(config_file: Path, config: Mapping[str, Any], tensors: T
             bits = next((b for b in (2, 4, 8) if -(-columns * b // 32) == stored.matrix[1]), 0)
             if not bits:
                 raise PocketdraftError(f"{config_file.parent}: {name} is packed to neither 2, 4 nor 8 bits; {MEND}.")
-            found[f"{base}.weight"] = _packed(base, (rows, columns), stored, tensors, bits)
+            found[f"{base}.weight"] = _by_rows(base, (rows, columns), stored, tensors, bits)
         elif kind == "weight" and f"{base}.weight_scale" in tensors:
             if stored.dtype != "I8":
                 raise PocketdraftError(f"{config_file.parent}: {name} is {stored.dtype}, not integers; {MEND}.")
-            found[name] = _packed(base, stored.matrix, stored, tensors, 8)
+            found[name] = _by_rows(base, stored.matrix, stored, tensors, 8)
     return found
 
 
@@ -131,7 +132,7 @@ def _gemma(config_file: Path, config: Mapping[str, Any], tensors: Tensors) -> di
             raise PocketdraftError(f"{config_file} gives {base} {bits} bits; pocketdraft reads 2, 4 and 8: {MEND}.")
         shape = stored.matrix[0], stored.matrix[1] * 8 // bits
         scale = "weight_scale" if kind == "weight" else "embedding_scale"
-        found[f"{base}.weight"] = _packed(base, shape, stored, tensors, bits, scale)
+        found[f"{base}.weight"] = _by_rows(base, shape, stored, tensors, bits, scale)
     return found
 
 
@@ -148,21 +149,11 @@ def _gptq(config_file: Path, config: Mapping[str, Any], tensors: Tensors) -> dic
         if kind == "qweight":
             shape = stored.matrix[1], stored.matrix[0] * 32 // bits
             scales = _beside(tensors, name, f"{base}.scales")
-            found[f"{base}.weight"] = Packed(
-                file=stored.file,
-                name=f"{base}.weight",
-                dtype="F32",
-                shape=shape,
-                offset=stored.offset,
-                levels=stored,
-                scales=scales,
-                bits=bits,
-                along="inputs",
-            )
+            found[f"{base}.weight"] = _packed(base, shape, stored, scales, bits, "inputs")
     return found
 
 
-def _packed(
+def _by_rows(
     base: str, shape: tuple[int, int], levels: Stored, tensors: Tensors, bits: int, scale: str = "weight_scale"
 ) -> Packed:
     scales = _beside(tensors, levels.name, f"{base}.{scale}")
@@ -171,6 +162,10 @@ def _packed(
             f"{scales.file}: {scales.name} has shape {list(scales.shape)} for {shape[0]} rows; scales a row or a group "
             f"of inputs are read: {MEND}."
         )
+    return _packed(base, shape, levels, scales, bits, "rows")
+
+
+def _packed(base: str, shape: tuple[int, int], levels: Stored, scales: Stored, bits: int, along: Along) -> Packed:
     return Packed(
         file=levels.file,
         name=f"{base}.weight",
@@ -180,7 +175,7 @@ def _packed(
         levels=levels,
         scales=scales,
         bits=bits,
-        along="rows",
+        along=along,
     )
 
 

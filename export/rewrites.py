@@ -32,13 +32,13 @@ class Rewriter:
         """Of tables that are looked up and nothing else. `scales` are by the number of a table's buffer, [rows]."""
         for graph in self._model.subgraphs:
             tables = {index: t for index, t in enumerate(graph.tensors) if t.buffer in scales}
-            slow = [op for op in graph.operators if self._is_slow(graph, op, tables)]
-            used = [int(i) for op in graph.operators if op not in slow for i in op.inputs]
-            for table in {int(op.inputs[1]) for op in slow if int(op.inputs[1]) not in used}:
+            slow = {int(op.inputs[1]) for op in graph.operators if self._is_slow(graph, op, tables)}
+            slow -= {int(i) for op in graph.operators if not self._is_slow(graph, op, tables) for i in op.inputs}
+            factors = {}
+            for table in slow:
+                factors[table] = self._factors(graph, tables[table], scales[tables[table].buffer])
                 tables[table].quantization = None
-                factors = self._factors(graph, tables[table], scales[tables[table].buffer])
-                own = [op for op in slow if int(op.inputs[1]) == table]
-                graph.operators = [new for op in graph.operators for new in self._gathered(graph, op, own, factors)]
+            graph.operators = [new for op in graph.operators for new in self._gathered(graph, op, factors)]
 
     def scatters(self, is_zero: Callable[[int], bool]) -> None:
         """Of numbers to distinct places onto zeros, in one dimension: `is_zero` is asked by number of a buffer."""
@@ -76,8 +76,9 @@ class Rewriter:
         name = table.name.decode() + "_scales"
         return _put(graph, _tensor(name, schema.TensorType.FLOAT32, [len(scales), 1], self._scales[table.buffer]))
 
-    def _gathered(self, graph: Any, op: Any, own: list[Any], factors: int) -> Iterator[Any]:
-        if op not in own:
+    def _gathered(self, graph: Any, op: Any, factors: dict[int, int]) -> Iterator[Any]:
+        """The operator, or what stands for a lookup in one of the tables that `factors` are of."""
+        if self._kind(op) != Operator.EMBEDDING_LOOKUP or int(op.inputs[1]) not in factors:
             yield op
             return
         ids, table, out = int(op.inputs[0]), int(op.inputs[1]), int(op.outputs[0])
@@ -90,7 +91,7 @@ class Rewriter:
         kinds = schema.BuiltinOptions
         yield self._operator(Operator.GATHER, [table, ids], levels, rows, kinds.GatherOptions)
         yield self._operator(Operator.CAST, [levels], floats, cast, kinds.CastOptions)
-        yield self._operator(Operator.GATHER, [factors, ids], steps, rows, kinds.GatherOptions)
+        yield self._operator(Operator.GATHER, [factors[table], ids], steps, rows, kinds.GatherOptions)
         yield self._operator(Operator.MUL, [floats, steps], out, times, kinds.MulOptions)
 
     def _operator(self, kind: int, inputs: list[int], output: int, options: Any, options_type: int) -> Any:

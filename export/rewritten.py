@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .stored import DTYPES, Stored
+from .stored import DTYPES, Stored, head_of_file
 
 WEIGHTS_NAME = "model.safetensors"
 HEAD = "lm_head.weight"
@@ -35,18 +35,9 @@ class Rewritten:
         _rewrite_config(folder / "config.json", own_head is not None)
         self._path = folder / WEIGHTS_NAME
         self._places: dict[str, tuple[int, torch.dtype]] = {}
-        header, end = {}, 0
-        for name, stored in tensors.items():
-            size = stored.matrix[0] * stored.matrix[1] * DTYPES[stored.dtype].itemsize
-            header[name] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": [end, end + size]}
-            end += size
-        for name in added:
-            header[name] = {"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]}
-            end += 4
-        text = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
-        text += b" " * (-len(text) % 8)
+        own = [(name, one.dtype, one.shape, _size(one)) for name, one in tensors.items()]
         with self._path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
+            file.write(head_of_file([*own, *((name, "F32", (1,), 4) for name in added)]))
             for name, stored in tensors.items():
                 self._places[name] = file.tell(), DTYPES[stored.dtype]
                 for chunk in stored.chunks():
@@ -62,6 +53,11 @@ class Rewritten:
             file.seek(offset)
             _write(file, weight, dtype)
         return weight.to(dtype).to(torch.float32)
+
+
+def _size(stored: Stored) -> int:
+    rows, columns = stored.matrix
+    return rows * columns * DTYPES[stored.dtype].itemsize
 
 
 def _write(file: BinaryIO, tensor: Tensor, dtype: torch.dtype) -> None:

@@ -81,12 +81,12 @@ def cost(
             module.weight = kept[name]
 
 
-def candidates(name: str, module: Weighted) -> Iterator[Rule]:
+def candidates(module: Weighted) -> Iterator[Rule]:
     """What a weight may get: int4 by row, in blocks where they divide its rows, and int8."""
-    yield Rule(weights=name, dtype="int4")
+    yield Rule(weights="*", dtype="int4")
     if module.weight.shape[1] % 32 == 0:
-        yield Rule(weights=name, dtype="int4", block=32)
-    yield Rule(weights=name, dtype="int8")
+        yield Rule(weights="*", dtype="int4", block=32)
+    yield Rule(weights="*", dtype="int8")
 
 
 def mixed(
@@ -107,7 +107,7 @@ def mixed(
     steps = Reader.steps_of(target)
     reader, weights = Reader(steps), all_weights(steps)
     budget = int(bits * sum(module.weight.numel() for module in weights.values()) / 8)
-    rules = {name: list(candidates(name, module)) for name, module in weights.items()}
+    rules = {name: list(candidates(module)) for name, module in weights.items()}
 
     def option(name: str, rule: Rule, cost: float = 0.0) -> Option:
         return Option(rule, rule.size_bytes(*weights[name].weight.shape), cost)
@@ -118,4 +118,4 @@ def mixed(
     for index, (name, module) in enumerate(weights.items()):
         progress("Measuring weights", index, len(weights))
         options[name] = [option(name, rule, cost(reader, {name: module}, rule, texts, wanted)) for rule in rules[name]]
-    return Recipe(name=f"{bits:g} bits", rule=(*recipe_of("", choose(options, budget)).rule, *otherwise.rule))
+    return recipe_of(f"{bits:g} bits", choose(options, budget), otherwise.rule)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,6 +114,18 @@ def stored_in(path: Path) -> dict[str, Stored]:
         start = 8 + length + entry["data_offsets"][0]
         found[name] = Stored(path, name, entry["dtype"], tuple(entry["shape"]), start)
     return found
+
+
+def head_of_file(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """What a safetensors file begins with: of each tensor its name, type, shape and bytes, in the order of values."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape, size in tensors:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def adapted(tensors: Mapping[str, Stored], adapters: tuple[Adapter, ...]) -> dict[str, Stored]:

@@ -88,8 +88,7 @@ def fill(structure: bytes, weights: Mapping[str, Quantized], path: Path) -> None
                 signature.inputs.remove(given)
                 graph.inputs = np.array([i for i in graph.inputs if i != given.tensorIndex], np.int32)
     rewriter = Rewriter(model, outside.add)
-    by_rows = {name: one for name, one in weights.items() if name in parameters and one.rule.dtype == "int8"}
-    rewriter.int8_lookups({parameters[name][0]: one.scales()[:, 0] for name, one in by_rows.items()})
+    rewriter.int8_lookups({buffer: own.scale for buffer, own in parameters.values() if isinstance(own, _Scales)})
     rewriter.scatters(outside.is_zero)
     outside.place(1)  # any offset: it is of fixed length, so that the flatbuffer's length is known
     outside.place(len(_packed(model)))

@@ -54,7 +54,7 @@ def choose(options: Mapping[str, Sequence[Option]], budget_bytes: int) -> dict[s
     return {name: chosen[name] for name in options}
 
 
-def recipe_of(name: str, chosen: Mapping[str, Option]) -> Recipe:
-    """An ordinary recipe: a rule for each weight."""
+def recipe_of(name: str, chosen: Mapping[str, Option], otherwise: Sequence[Rule] = ()) -> Recipe:
+    """An ordinary recipe: a rule for each weight, then those of all others."""
     rules = (option.rule.model_copy(update={"weights": weight}) for weight, option in chosen.items())
-    return Recipe(name=name, rule=tuple(rules))
+    return Recipe(name=name, rule=(*rules, *otherwise))

@@ -83,6 +83,8 @@ class Sampler:
         Under exact match it is drawn with the very noise that the target's token will be drawn with, so that the
         two are the same as often as their distributions allow (Daliri et al., arXiv 2408.07978).
         """
+        if self.takes_argmax:  # without a copy of the history: the draft loop's hot path
+            return Draft(best_of(logits), None, logits)
         history = [*tokens, *path]
         if self.sampling.temperature == 0:
             scores = self.sampling.scores(logits, history, self.processors)

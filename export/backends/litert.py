@@ -212,6 +212,7 @@ def _key(steps: list[Step]) -> str:
     sources = [
         here,
         here.parents[1] / "step.py",
+        here.parents[1] / "kv_int8.py",
         *here.parents[1].glob("models/*.py"),
         *here.parents[1].glob("steps/*.py"),
     ]

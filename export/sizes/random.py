@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from pocketdraft.runtime.errors import PocketdraftError
 
 from ..hf_compat import patch_transformers
+from ..stored import head_of_file
 from ..tiny import TARGET_DIR
 from ..tiny.configs import weight_scale
 from . import AssistantConfig, Pair, TextConfig, configs, resized, with_text
@@ -126,16 +127,7 @@ def _write(folder: Path, tensors: list[_Tensor], generator: torch.Generator) -> 
 
 
 def _write_shard(file: BinaryIO, shard: list[_Tensor], generator: torch.Generator) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in shard:
-        end = offset + tensor.size
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    file.write(len(encoded).to_bytes(8, "little"))
-    file.write(encoded)
+    file.write(head_of_file((tensor.name, tensor.dtype, tensor.shape, tensor.size) for tensor in shard))
     for tensor in shard:
         for chunk in _values(tensor, generator):
             file.write(chunk.view(torch.uint8).numpy().data)

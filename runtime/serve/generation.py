@@ -6,7 +6,7 @@ import json
 import math
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,6 @@ from ..drafters import default_rule
 from ..engine import Engine, open_engine
 from ..errors import PocketdraftError
 from ..manifest import CHAT_TEMPLATE_NAME, TOKENIZER_NAME
-from ..noise import Noise
 from ..sampler import Sampler
 from ..sampling import LogitsProcessor, Sampling
 from ..session import open_session
@@ -117,8 +116,9 @@ def generate(model: Model, wanted: Wanted) -> Iterator[Piece]:
     prompt = model.target.new_cache()
     if wanted.choices > 1:
         model.target.prefill(prompt, wanted.prompt[:-1])
+    first = _sampler(model, wanted)
     for choice in range(wanted.choices):
-        sampler = _sampler(model, wanted, choice)
+        sampler = first.sample(choice)
         drafts = Confident() if model.drafts is None else model.drafts
         cache = model.target.fork(prompt) if choice + 1 < wanted.choices else prompt
         session = open_session(model.engine, model.drafter, drafts, model.target, sampler, cache)
@@ -140,14 +140,11 @@ class UnknownModel(PocketdraftError):
     """Another model than the one that is served."""
 
 
-def _sampler(model: Model, wanted: Wanted, choice: int) -> Sampler:
+def _sampler(model: Model, wanted: Wanted) -> Sampler:
     processors: list[LogitsProcessor] = [] if wanted.bias is None else [wanted.bias]
     if wanted.grammar is not None:
         processors.append(wanted.grammar.after(len(wanted.prompt)))
-    sampling = wanted.sampling
-    if choice:
-        sampling = replace(sampling, seed=Noise(sampling.seed).child(choice).seed)
-    return Sampler(sampling, default_rule(model.drafter, timed=model.drafts is None), tuple(processors))
+    return Sampler(wanted.sampling, default_rule(model.drafter, timed=model.drafts is None), tuple(processors))
 
 
 def _prompt(model: Model, request: Request) -> list[int]:
