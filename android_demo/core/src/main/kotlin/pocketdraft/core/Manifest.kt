@@ -119,7 +119,12 @@ class Manifest private constructor(val folder: File, root: Record) {
             if (!path.isFile) {
                 throw PocketdraftError("$folder is no bundle: it has no $MANIFEST_NAME; push one with `pocketdraft push`.")
             }
-            val root = Record.parse(path.readText()) { place, fault ->
+            return parse(path, path.readText())
+        }
+
+        /** The manifest that stands, or would stand, at [path]. */
+        fun parse(path: File, text: String): Manifest {
+            val root = Record.parse(text) { place, fault ->
                 PocketdraftError("$path is damaged at $place ($fault); export the bundle again.")
             }
             val version = root.whole("format_version")
@@ -130,7 +135,7 @@ class Manifest private constructor(val folder: File, root: Record) {
                 )
             }
             if (version < 1) throw PocketdraftError("$path has format version $version, the first is 1; export again.")
-            return Manifest(folder, root).also { it.check(path) }
+            return Manifest(path.absoluteFile.parentFile, root).also { it.check(path) }
         }
 
         /** Reads it, and checks size and sha256 of each file. [progress] is told the share done. */
