@@ -7,9 +7,9 @@ class Session(
     private val drafter: Drafter,
     private val draftLength: DraftLength,
     private val sampler: Sampler,
+    val stats: Stats = Stats(),
 ) {
     val context = Context(target.engine.manifest.stop.toSet())
-    val stats = Stats()
 
     /** Appends [prompt] and gives up to [budget] new tokens, a round at a time, while they are asked for. */
     fun generate(prompt: List<Int>, budget: Int): Sequence<Emitted> = sequence {
@@ -71,7 +71,13 @@ class Session(
 
     companion object {
         /** A fresh sequence. [drafter] is "mtp", "prompt_lookup" or "none"; [drafts] their number in a round. */
-        fun open(target: Target, drafter: String, drafts: Int, sampler: Sampler = Sampler()): Session {
+        fun open(
+            target: Target,
+            drafter: String,
+            drafts: Int,
+            sampler: Sampler = Sampler(),
+            stats: Stats = Stats(),
+        ): Session {
             val cache = target.newCache()
             val made = when (drafter) {
                 "mtp" -> MTPDrafter(target, cache, sampler, null)
@@ -79,7 +85,7 @@ class Session(
                 "none" -> NoDrafter
                 else -> throw PocketdraftError("There is no drafter '$drafter'; there are mtp, none, prompt_lookup.")
             }
-            return Session(target, cache, made, Fixed(drafts), sampler)
+            return Session(target, cache, made, Fixed(drafts), sampler, stats)
         }
     }
 }

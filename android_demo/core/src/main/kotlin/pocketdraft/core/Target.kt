@@ -20,11 +20,18 @@ class Target(val engine: Engine) {
     private val embedders = mapOf("embeddings" to Role.EMBED, "per_layer_embeddings" to Role.EMBED_PER_LAYER)
         .mapNotNull { (input, role) -> manifest.graphsOf(role).firstOrNull()?.let { input to it } }
     private val inputs = HashMap<String, Map<String, ByteBuffer>>()
-    private val steps = ByteArray(2 * manifest.contextLength) { if (it < manifest.contextLength) 1 else 0 } // all masks' rows
+    /** Slices of it are all masks' rows. */
+    private val steps = ByteArray(2 * manifest.contextLength) { if (it < manifest.contextLength) 1 else 0 }
     private val logitsRow = FloatArray(manifest.vocabSize)
     private val rows = object : LinkedHashMap<Int, Map<String, ByteBuffer>>() {
         override fun removeEldestEntry(eldest: Map.Entry<Int, Map<String, ByteBuffer>>) = size > REMEMBERED_ROWS
     }
+
+    /** Embedding lookups, and how many of them ran the embedder: the others were remembered rows. */
+    var lookups = 0
+        private set
+    var lookupsRun = 0
+        private set
 
     /** An empty sequence. */
     fun newCache() = Cache(engine.newCache(), manifest.contextLength)
@@ -91,8 +98,14 @@ class Target(val engine: Engine) {
     }
 
     /** Rows of the last tokens are remembered: an embedding is a pure function of its token. */
-    private fun embedded(token: Int): Map<String, ByteBuffer> = rows.getOrPut(token) {
-        embedders.associate { (input, graph) ->
+    private fun embedded(token: Int): Map<String, ByteBuffer> {
+        lookups++
+        return rows.getOrPut(token) { lookUp(token) }
+    }
+
+    private fun lookUp(token: Int): Map<String, ByteBuffer> {
+        lookupsRun++
+        return embedders.associate { (input, graph) ->
             val given = inputsOf(graph)
             given.getValue("token_ids").asIntBuffer().put(0, token)
             val row = graph.output("embeddings").allocate()
