@@ -1,12 +1,12 @@
 """Reads Android's list of public classes, a text of signatures (`core/api/current.txt`, format 2.0).
 
-    package android.view {
-      public abstract class Gravity<T> extends java.lang.Object implements android.view.Thing {
-        ctor public Gravity();
-        method @Nullable public static <T> T apply(@NonNull int, java.util.List<T>) throws java.io.IOException;
-        field public static final int TOP = 48; // 0x30
-      }
-    }
+package android.view {
+  public abstract class Gravity<T> extends java.lang.Object implements android.view.Thing {
+    ctor public Gravity();
+    method @Nullable public static <T> T apply(@NonNull int, java.util.List<T>) throws java.io.IOException;
+    field public static final int TOP = 48; // 0x30
+  }
+}
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # An annotation, with arguments or without; quoted text is stepped over so that an @ inside it is not one.
-ANNOTATION = re.compile(r'"(?:\\.|[^"\\])*"|@(?!interface\b)([\w.]+)(?:\((?:[^()"]|"(?:\\.|[^"\\])*"|\([^()]*\))*\))?\s*')
-MODIFIERS = frozenset(
-    "public protected private static final abstract synchronized native volatile transient default strictfp".split()
-)
+QUOTED = r'"(?:\\.|[^"\\])*"'
+ANNOTATION = re.compile(rf'{QUOTED}|@(?!interface\b)([\w.]+)(?:\((?:[^()"]|{QUOTED}|\([^()]*\))*\))?\s*')
+MODIFIERS = {"public", "protected", "private", "static", "final", "abstract"}
+MODIFIERS |= {"synchronized", "native", "volatile", "transient", "default", "strictfp"}
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -16,7 +15,7 @@ from .description import BUILD, DEMO, BuildError, Description, load
 from .fetch import fetch_all
 from .jvm import SHORT_LIVED, UNPACKED, android_jar, module_jar, runtime_jars
 from .sources import check_sources
-from .steps import run, step
+from .steps import command, run, step
 
 APK = BUILD / "pocketdraft-demo.apk"
 ANDROID = "http://schemas.android.com/apk/res/android"
@@ -25,7 +24,7 @@ PASSWORD = "pass:android"
 
 def build(description: Description) -> None:
     started = time.monotonic()
-    # check_sources(description)
+    check_sources(description)
     fetch_all(description)
     resources = resource_table(description)
     dex = dexed(description, resources)
@@ -40,7 +39,7 @@ def build(description: Description) -> None:
         unsigned.unlink()
         check_apk(apk, description.app)
 
-    step(APK, [resources, dex, key, *files], make)
+    step(APK, [resources, dex, key, *files, str(description.app)], make)
     print_sizes(libraries)
     print(f"{APK.relative_to(DEMO.parent)}: {time.monotonic() - started:.0f} s")
 
@@ -61,9 +60,10 @@ def resource_table(description: Description) -> Path:
             *("--manifest", folder / "AndroidManifest.xml", folder / "compiled.zip"),
             *("--min-sdk-version", str(app.min_sdk), "--target-sdk-version", str(app.target_sdk)),
             *("--version-code", str(app.version_code), "--version-name", app.version_name),
+            *("--compile-sdk-version-code", str(app.compile_sdk), "--compile-sdk-version-name", str(app.compile_sdk)),
         )
 
-    return step(BUILD / "resources", [manifest, resources, framework, app.id, app.version_name], make)
+    return step(BUILD / "resources", [manifest, resources, framework, str(app)], make)
 
 
 def merged_manifest(manifest: Path, app_id: str) -> str:
@@ -82,7 +82,8 @@ def dexed(description: Description, resources: Path) -> Path:
     """All code as dex. D8 translates and does not shrink: what JNI and Gson look up by name stays without rules."""
     app = description.app
     names = step(BUILD / "classes" / "names.jar", [resources / "java"], lambda jar: compile_names(resources, jar))
-    jars = [module_jar(description, name, (names,) if module.android else ()) for name, module in description.modules.items()]
+    modules = description.modules.values()
+    jars = [module_jar(description, module.name, (names,) if module.android else ()) for module in modules]
     jars += [names, *runtime_jars(description.packed_runtimes())]
     d8 = UNPACKED / "d8" / description.downloads["d8"].members[0]
 
@@ -159,13 +160,5 @@ def print_sizes(libraries: dict[str, dict[str, list[Path]]]) -> None:
         print(f"{part:<36}{size / 1e6:>10.3f} MB")
 
 
-def main() -> None:
-    try:
-        build(load())
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    command(lambda: build(load()))

@@ -6,18 +6,16 @@ import struct
 import zipfile
 from pathlib import Path
 
-from .api_text import Class, Member, split
+from .api_text import Class, Member
+from .jvm_types import Variables, descriptor, signature
 
 JAVA_8 = 52
 ACCESS = {"public": 0x1, "private": 0x2, "protected": 0x4, "static": 0x8, "final": 0x10, "abstract": 0x400}
 SUPER, VARARGS, INTERFACE, ANNOTATION, ENUM = 0x20, 0x80, 0x200, 0x2000, 0x4000
-PRIMITIVES = dict(boolean="Z", byte="B", char="C", short="S", int="I", long="J", float="F", double="D", void="V")
 # What Kotlin knows as "may be null" and "never null".
 NULLABILITY = {True: "Landroid/annotation/Nullable;", False: "Landroid/annotation/NonNull;"}
 NOT_NUMBERS = {"(0.0f/0.0f)": "nan", "(1.0f/0.0f)": "inf", "(-1.0f/0.0f)": "-inf"}
 NOT_NUMBERS |= {key.replace("f", ""): value for key, value in NOT_NUMBERS.items()}
-
-Variables = dict[str, list[str]]
 
 
 def write_jar(classes: list[Class], jar: Path) -> None:
@@ -25,54 +23,6 @@ def write_jar(classes: list[Class], jar: Path) -> None:
     with zipfile.ZipFile(jar, "w", zipfile.ZIP_DEFLATED) as out:
         for entry in classes:
             out.writestr(zipfile.ZipInfo(f"{entry.internal}.class"), class_file(entry, by_name))
-
-
-def internal_name(name: str) -> str:
-    """`java.util.Map.Entry` is java/util/Map$Entry, `String` java/lang/String: class names start with a capital."""
-    if "." not in name:
-        return f"java/lang/{name}"
-    parts = name.split(".")
-    outermost = next((at for at, part in enumerate(parts) if part[0].isupper()), len(parts) - 1)
-    return "/".join(parts[:outermost] + ["$".join(parts[outermost:])])
-
-
-def descriptor(name: str, variables: Variables) -> str:
-    """The erased type as the virtual machine writes it."""
-    if name.endswith(("]", "...")):
-        return "[" + descriptor(name.removesuffix("...").removesuffix("[]"), variables)
-    plain = without_arguments(name)
-    if plain in variables:
-        return descriptor(variables[plain][0], {key: value for key, value in variables.items() if key != plain})
-    return PRIMITIVES.get(plain) or f"L{internal_name(plain)};"
-
-
-def without_arguments(name: str) -> str:
-    kept, depth = [], 0
-    for character in name:
-        depth += character == "<"
-        if not depth:
-            kept.append(character)
-        depth -= character == ">"
-    return "".join(kept)
-
-
-def signature(name: str, variables: Variables) -> str:
-    """The type with its arguments, as a Signature attribute writes it."""
-    if name.endswith(("]", "...")):
-        return "[" + signature(name.removesuffix("...").removesuffix("[]"), variables)
-    for words, mark in (("? extends ", "+"), ("? super ", "-")):
-        if name.startswith(words):
-            return mark + signature(name.removeprefix(words), variables)
-    if name == "?":
-        return "*"
-    if name in variables:
-        return f"T{name};"
-    # Outer<A>.Inner is rare, and given up: the erased type.
-    if "<" not in name or not name.endswith(">"):
-        return descriptor(name, variables)
-    outer, _, inside = name.partition("<")
-    arguments = "".join(signature(argument, variables) for argument in split(inside[:-1], ","))
-    return f"L{internal_name(outer)}<{arguments}>;"
 
 
 class Constants:
@@ -174,9 +124,7 @@ def field(constants: Constants, owner: Class, member: Member, variables: Variabl
     )
 
 
-def method(
-    constants: Constants, owner: Class, member: Member, outer: Variables, classes: dict[str, Class]
-) -> bytes:
+def method(constants: Constants, owner: Class, member: Member, outer: Variables, classes: dict[str, Class]) -> bytes:
     variables = outer | member.type_parameters
     modifiers = set(member.modifiers)
     if owner.is_interface:

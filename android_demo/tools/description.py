@@ -51,7 +51,6 @@ class Shim:
     module: str
     sources: list[str]
     runtime: str | None = None
-    needs_cxx: bool = False
 
 
 @dataclass(frozen=True)

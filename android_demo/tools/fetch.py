@@ -115,7 +115,8 @@ def apt_options() -> tuple[str, ...]:
     (state / "status").touch()
     signed = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
     suites = [("deb", "bookworm"), ("deb", "trixie"), ("deb-src", "trixie")]
-    (state / "sources.list").write_text("".join(f"{kind} {signed} {mirror[0]} {suite} main\n" for kind, suite in suites))
+    sources = [f"{kind} {signed} {mirror[0]} {suite} main\n" for kind, suite in suites]
+    (state / "sources.list").write_text("".join(sources))
     settings = {
         "APT::Architectures": "amd64,arm64",
         "APT::Sandbox::User": "root",

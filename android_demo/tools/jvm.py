@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import zipfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from . import api_text, class_files
 from .description import BUILD, DEMO, BuildError, Description, Module, Runtime, load
 from .fetch import fetch
-from .steps import run, step
+from .steps import command, run, step
 
 UNPACKED = BUILD / "unpacked"
 # A compiler runs for seconds: the JVM's first compiler alone, and one collector thread, cost half of the default's.
@@ -105,18 +106,14 @@ def run_tests(description: Description) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m android_demo.tools.jvm", description=__doc__)
-    parser.add_argument("action", choices=("classpath", "main-classpath", "test"))
-    action = parser.parse_args().action
-    try:
-        if action == "test":
-            sys.exit(run_tests(load()))
-        # The class path alone goes to standard output.
-        out, sys.stdout = sys.stdout, sys.stderr
-        print(os.pathsep.join(map(str, host_classpath(load(), tests=action == "classpath"))), file=out)
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    parser.add_argument("action", choices=("classpath", "test"), help="classpath: what `java -cp` needs; test: JUnit")
+    if parser.parse_args().action == "test":
+        sys.exit(run_tests(load()))
+    # Standard output is the class path alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        classpath = host_classpath(load())
+    print(os.pathsep.join(map(str, classpath)))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

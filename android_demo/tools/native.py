@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 from . import elf
-from .description import BUILD, DEMO, BuildError, Description, Runtime, Shim
+from .description import BUILD, DEMO, BuildError, Description, Runtime, Shim, load
+from .fetch import fetch_all
 from .jvm import UNPACKED
-from .steps import TOOLS, run, step
+from .steps import TOOLS, command, run, step
 
 TRIPLES = {"arm64-v8a": "aarch64-linux-android", "x86_64": "x86_64-linux-android"}
 
@@ -26,25 +27,23 @@ def libraries(description: Description, abi: str) -> dict[str, list[Path]]:
 
 
 def runtime_libraries(runtime: Runtime, abi: str) -> list[Path]:
-    """A runtime's libraries under the names they are loaded by."""
+    """A runtime's libraries under the names they are loaded by. Gradle reads `runtimes`, and has the rest from Maven."""
+    folder = BUILD / ("lib" if runtime.maven else "runtimes") / abi
     placed = []
     for template in runtime.libraries:
         source = UNPACKED / template.format(abi=abi)
         if not source.is_file():
             raise BuildError(f"runtime {runtime.name} has no {source.name} for {abi}: app.abis lists it.")
-        target = library_folder(abi) / runtime.sonames.get(source.name, source.name)
+        target = folder / runtime.sonames.get(source.name, source.name)
         placed.append(step(target, [source], lambda copy, source=source: shutil.copyfile(source, copy)))
     return placed
-
-
-def library_folder(abi: str) -> Path:
-    return BUILD / "lib" / abi
 
 
 def built_shim(description: Description, shim: Shim, abi: str) -> Path:
     app = description.app
     cpp = DEMO / str(description.modules[shim.module].cpp)
     sources = [cpp / source for source in shim.sources]
+    cxx = any(source.suffix == ".cpp" for source in sources)
     runtime = description.runtimes[shim.runtime] if shim.runtime else None
     linked = runtime_libraries(runtime, abi) if runtime else []
     include = [UNPACKED / folder for folder in runtime.include] if runtime else []
@@ -53,16 +52,16 @@ def built_shim(description: Description, shim: Shim, abi: str) -> Path:
     flags += [f"-Wl,-soname,lib{shim.name}.so", f"-Wl,-z,max-page-size={app.page_size}"]
     # Android's C library is not here to link with: check_symbols looks at what it is asked for.
     flags += ["-Wl,--unresolved-symbols=ignore-all", "-Wl,--gc-sections"]
-    flags += cxx_flags(app.cpp_standard) if shim.needs_cxx else ["-ffreestanding"]
+    flags += cxx_flags(app.cpp_standard) if cxx else ["-ffreestanding"]
     # Android's C headers come only with the NDK; musl's declare the same functions.
     include += [*(UNPACKED / f"libc-{abi}/usr/include").iterdir(), *jni_headers()]
     flags += [f"-isystem{folder}" for folder in include]
     found = [word for library in linked for word in (f"-L{library.parent}", f"-l:{library.name}")]
 
     def make(library: Path) -> None:
-        run("clang++" if shim.needs_cxx else "clang", *flags, *sources, *found, "-o", library)
+        run("clang++" if cxx else "clang", *flags, *sources, *found, "-o", library)
 
-    return step(library_folder(abi) / f"lib{shim.name}.so", [cpp, *linked, *flags], make)
+    return step(BUILD / "lib" / abi / f"lib{shim.name}.so", [cpp, *linked, *flags], make)
 
 
 def cxx_flags(standard: int) -> list[str]:
@@ -103,6 +102,19 @@ def check_symbols(libraries: dict[Path, elf.Library], description: Description, 
 
 
 # Libraries that every Android lets an app load.
-SYSTEM = frozenset(
-    "libc.so libm.so libdl.so liblog.so libandroid.so libz.so libEGL.so libGLESv2.so libGLESv3.so libjnigraphics.so".split()
-)
+SYSTEM = {"libc.so", "libm.so", "libdl.so", "liblog.so", "libandroid.so", "libz.so", "libjnigraphics.so"}
+SYSTEM |= {"libEGL.so", "libGLESv2.so", "libGLESv3.so"}
+
+
+def main() -> None:
+    """`make android-runtimes`: what Gradle needs and no Maven repository has."""
+    description = load()
+    fetch_all(description)
+    for abi in description.app.abis:
+        for runtime in description.packed_runtimes():
+            if not runtime.maven:
+                runtime_libraries(runtime, abi)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -6,10 +6,10 @@ A file that one build compiles and the other does not is named.
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 from .description import DEMO, BuildError, Description, load
+from .steps import command
 
 SUFFIXES = {".kt": "kotlin", ".java": "kotlin", ".c": "cpp", ".cpp": "cpp", ".S": "cpp"}
 
@@ -41,7 +41,7 @@ def check_folders(description: Description, demo: Path) -> None:
                 f"{', '.join(listed[kind])}; move it there, or list its folder."
             )
         if file.suffix == ".java":
-            raise BuildError(f"{place} is compiled by Gradle but not by make apk, which knows Kotlin: write it in Kotlin.")
+            raise BuildError(f"{place} is compiled by Gradle but not by make apk: write it in Kotlin.")
 
 
 def check_shims(description: Description, demo: Path) -> None:
@@ -64,7 +64,9 @@ def check_shims(description: Description, demo: Path) -> None:
         listed = set().union(*shims.values())
         for file in sorted((demo / module.cpp).rglob("*")):
             if SUFFIXES.get(file.suffix) == "cpp" and str(file.relative_to(demo / module.cpp)) not in listed:
-                raise BuildError(f"{file.relative_to(demo)} is in no shim of runtimes.toml: list it in [shims], or remove it.")
+                raise BuildError(
+                    f"{file.relative_to(demo)} is in no [shims] of runtimes.toml: list it there, or remove it."
+                )
 
 
 def check_gradle(description: Description, demo: Path) -> None:
@@ -74,26 +76,17 @@ def check_gradle(description: Description, demo: Path) -> None:
         if not gradle.is_file():
             raise BuildError(f"module {module.name} of runtimes.toml has no {module.name}/build.gradle.kts: write one.")
         text = re.sub(r"//.*", "", gradle.read_text())
-        if f'module("{module.name}")' not in text:
-            raise BuildError(f'{gradle.relative_to(demo)} does not read module("{module.name}") of runtimes.toml.')
+        name = gradle.relative_to(demo)
         if literal := re.search(r'"[^"]*src/[^"]*"', text):
-            raise BuildError(f"{gradle.relative_to(demo)} writes {literal[0]} down: take the folder from runtimes.toml.")
+            raise BuildError(f"{name} writes {literal[0]} down: take the folder from runtimes.toml.")
         for key in ("kotlin", "tests", "resources", "manifest", "cpp"):
-            if getattr(module, key) and f'"{key}"' not in text:
-                raise BuildError(f'{gradle.relative_to(demo)} leaves out "{key}" of module {module.name} in runtimes.toml.')
+            if getattr(module, key) and f'described["modules.{module.name}.{key}"]' not in text:
+                raise BuildError(f'{name} leaves out described["modules.{module.name}.{key}"] of runtimes.toml.')
 
 
 def words(sources: set[str] | None) -> str:
     return ", ".join(sorted(sources)) if sources else "nothing"
 
 
-def main() -> None:
-    try:
-        check_sources(load())
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    command(lambda: check_sources(load()))

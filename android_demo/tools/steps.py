@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .description import BuildError
+from .description import BUILD, BuildError
 
 TOOLS = Path(__file__).parent
+
+
+def command(work: Callable[[], None]) -> None:
+    """Runs a command of the build: one at a time in this checkout, and what the user can mend as a plain sentence."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            work()
+        except BuildError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
 
 
 def step(output: Path, inputs: Iterable[Path | str], make: Callable[[Path], None]) -> Path:
@@ -61,7 +75,8 @@ def run(*command: str | Path, quiet: bool = False) -> str:
     try:
         done = subprocess.run(words, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise BuildError(f"{words[0]} is not on this machine: install it ({PACKAGES.get(words[0], words[0])}).") from error
+        package = PACKAGES.get(words[0], words[0])
+        raise BuildError(f"{words[0]} is not on this machine: apt-get install {package} first.") from error
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
         raise BuildError(f"{shlex.join(words)[:400]} failed with exit status {done.returncode}:\n{said}")
@@ -72,11 +87,11 @@ def run(*command: str | Path, quiet: bool = False) -> str:
 
 # Debian's packages of the tools that the machine must have.
 PACKAGES = {
-    "aapt2": "apt-get install aapt",
-    "apksigner": "apt-get install apksigner",
-    "clang": "apt-get install clang lld",
-    "clang++": "apt-get install clang lld",
-    "java": "apt-get install openjdk-17-jdk-headless",
-    "javac": "apt-get install openjdk-17-jdk-headless",
-    "keytool": "apt-get install openjdk-17-jdk-headless",
+    "aapt2": "aapt",
+    "apksigner": "apksigner",
+    "clang": "clang lld",
+    "clang++": "clang lld",
+    "java": "openjdk-17-jdk-headless",
+    "javac": "openjdk-17-jdk-headless",
+    "keytool": "openjdk-17-jdk-headless",
 }
