@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-// In a header that ExecuTorch's package leaves out.
+// In a header that ExecuTorch's Python package leaves out.
 namespace executorch::extension::threadpool {
 class ThreadPool {
  public:
@@ -54,6 +54,9 @@ std::vector<jint> ints(JNIEnv* env, jintArray array) {
 }
 
 }  // namespace
+
+// Must be here: without it, Android finds and calls the one of libexecutorch_jni.so, which wants fbjni.
+extern "C" JNIEXPORT jint JNICALL JNI_OnLoad(JavaVM*, void*) { return JNI_VERSION_1_6; }
 
 // One number for the whole process.
 NATIVE(void, threads)(JNIEnv*, jobject, jint count) {

@@ -25,7 +25,7 @@ typedef struct {
 } TensorType;
 _Static_assert(sizeof(TensorType) == 72, "not LiteRT's layout");
 
-enum { OK = 0, CPU = 1, WARNING = 2 };
+enum { OK = 0, CPU = 1, SEVERITY_ERROR = 3 };
 
 const char *LiteRtGetStatusString(Status);
 void *LiteRtGetDefaultLogger(void);
@@ -79,7 +79,7 @@ static bool passed(JNIEnv *env, Status status) {
 }
 
 NATIVE(jlong, LiteRT, environment)(JNIEnv *env, jobject self) {
-    LiteRtSetMinLoggerSeverity(LiteRtGetDefaultLogger(), WARNING);
+    LiteRtSetMinLoggerSeverity(LiteRtGetDefaultLogger(), SEVERITY_ERROR);
     Environment *environment = NULL;
     passed(env, LiteRtCreateEnvironment(0, NULL, &environment));
     return (jlong)environment;

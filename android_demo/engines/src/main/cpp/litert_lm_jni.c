@@ -12,7 +12,7 @@ typedef struct InputData InputData;
 typedef struct StreamChunk StreamChunk;
 typedef struct BenchmarkInfo BenchmarkInfo;
 
-enum { TEXT = 0, TOP_P = 2, WARNING = 3 };
+enum { TEXT = 0, TOP_P = 2, ERROR = 4 };
 
 void litert_lm_set_min_log_level(int);
 const char *litert_lm_get_last_error_message(void);
@@ -67,7 +67,7 @@ static void throw_last(JNIEnv *env, const char *what) {
 
 NATIVE(jlong, LiteRTLM, engine)(JNIEnv *env, jobject self, jstring file, jint threads, jboolean speculate,
                                 jstring cache) {
-    litert_lm_set_min_log_level(WARNING);
+    litert_lm_set_min_log_level(ERROR);
     const char *path = (*env)->GetStringUTFChars(env, file, NULL);
     const char *folder = (*env)->GetStringUTFChars(env, cache, NULL);
     Engine *engine = NULL;

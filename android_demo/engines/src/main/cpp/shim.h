@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#pragma GCC diagnostic ignored "-Wunused-parameter" /* of what JNI passes to all, few use all */
+
 /* Handles cross to Kotlin as jlong, and arrays of them are used in place. */
 _Static_assert(sizeof(jlong) == sizeof(void *), "the shims are written for 64 bits");
 

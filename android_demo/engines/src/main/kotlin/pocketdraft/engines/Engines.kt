@@ -1,13 +1,13 @@
 package pocketdraft.engines
 
 import java.io.File
+import java.nio.ByteBuffer
 import pocketdraft.core.Backend
 import pocketdraft.core.Engine
 import pocketdraft.core.GraphSpec
 import pocketdraft.core.Manifest
 import pocketdraft.core.PocketdraftError
 import pocketdraft.core.TensorSpec
-import java.nio.ByteBuffer
 
 /** On a desk: the folder of the shims, `libpocketdraft_RUNTIME.so`. Android finds them in the app. */
 const val LIBRARIES_PROPERTY = "pocketdraft.libraries"
@@ -30,6 +30,10 @@ fun openEngine(
         Backend.EXECUTORCH -> ExecuTorchEngine(manifest, threads)
     }
 }
+
+/** Why this build cannot run bundles of a backend; null if it can. */
+fun missing(backend: Backend, libraries: File? = System.getProperty(LIBRARIES_PROPERTY)?.let(::File)): String? =
+    runCatching { load(backend, libraries) }.exceptionOrNull()?.message
 
 /** Loads a backend's shim, and with it the runtime. Throws [PocketdraftError] if this build has none. */
 internal fun load(backend: Backend, libraries: File?) {

@@ -1,0 +1,25 @@
+import org.jetbrains.kotlin.gradle.dsl.JvmTarget
+
+plugins {
+    `java-library`
+    id("org.jetbrains.kotlin.jvm")
+}
+
+val described: Map<String, Any> by gradle.extra
+val jvm = described["app.jvm_target"] as String
+
+kotlin {
+    compilerOptions { jvmTarget = JvmTarget.fromTarget(jvm) }
+    sourceSets["main"].kotlin.setSrcDirs(listOf(rootProject.file(described["modules.core.kotlin"]!!)))
+    sourceSets["test"].kotlin.setSrcDirs(listOf(rootProject.file(described["modules.core.tests"]!!)))
+}
+
+java {
+    sourceCompatibility = JavaVersion.toVersion(jvm)
+    targetCompatibility = JavaVersion.toVersion(jvm)
+}
+
+dependencies {
+    (described["modules.core.runtimes"] as List<*>).forEach { described["runtimes.$it.maven"]?.let { coordinates -> api(coordinates) } }
+    testImplementation(described["runtimes.junit4.maven"]!!)
+}
