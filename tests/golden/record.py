@@ -68,6 +68,7 @@ CASES = (
     Case("the context's edge", (Turn((*PROMPT, *PROMPT, *PROMPT), 40),)),
     Case("a second turn", (Turn(PROMPT, 4), Turn((7, 7), 5))),
     Case("a conversation that shares its beginning", (Turn(PROMPT, 5), Turn((3, 1, 4, 2, 6), 5, rewind=True))),
+    Case("a conversation that is known already", (Turn(PROMPT, 5), Turn((3, 1, 4), 5, rewind=True))),
     Case("exact match", (Turn(PROMPT, 12),), sampling=WARM),
     Case("rejection", (Turn(PROMPT, 14),), sampling=Sampling(temperature=2.5, seed=5), rule="rejection"),
     Case(
