@@ -92,7 +92,7 @@ private class ExchangeCard(private val context: Context, val exchange: Exchange)
         val other = exchange.plain?.text
         verdict.text = when {
             other.isNullOrEmpty() -> ""
-            other == exchange.drafted.text -> context.getString(R.string.same_text, exchange.drafted.speed / exchange.plain!!.speed)
+            other == exchange.drafted.text -> context.getString(R.string.same_text, exchange.drafted.speed / exchange.plain.speed)
             exchange.drafted.text.startsWith(other) -> ""
             else -> context.getString(R.string.other_text)
         }
