@@ -64,7 +64,7 @@ def _await(phone: Phone, run: str, progress: Progress) -> None:
             last, since = said, time.monotonic()
         elif time.monotonic() - since > SILENT_S:
             raise PocketdraftError(
-                f"The app has said nothing for {SILENT_S:.0f} s; unlock the phone and start again with the app in front."
+                f"The app has said nothing for {SILENT_S:.0f} s; unlock the phone, start again with the app in front."
             )
         time.sleep(POLL_S)
 
