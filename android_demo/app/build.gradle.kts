@@ -34,5 +34,6 @@ kotlin { compilerOptions { jvmTarget = JvmTarget.fromTarget(jvm) } }
 
 dependencies {
     (described["modules.app.modules"] as List<*>).forEach { implementation(project(":$it")) }
-    (described["modules.app.runtimes"] as List<*>).forEach { described["runtimes.$it.maven"]?.let { coordinates -> implementation(coordinates) } }
+    val maven = (described["modules.app.runtimes"] as List<*>).mapNotNull { described["runtimes.$it.maven"] }
+    maven.forEach { implementation(it) }
 }

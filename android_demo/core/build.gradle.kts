@@ -20,6 +20,7 @@ java {
 }
 
 dependencies {
-    (described["modules.core.runtimes"] as List<*>).forEach { described["runtimes.$it.maven"]?.let { coordinates -> api(coordinates) } }
+    val maven = (described["modules.core.runtimes"] as List<*>).mapNotNull { described["runtimes.$it.maven"] }
+    maven.forEach { api(it) }
     testImplementation(described["runtimes.junit4.maven"]!!)
 }

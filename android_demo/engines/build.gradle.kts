@@ -50,6 +50,7 @@ kotlin { compilerOptions { jvmTarget = JvmTarget.fromTarget(jvm) } }
 
 dependencies {
     (described["modules.engines.modules"] as List<*>).forEach { api(project(":$it")) }
-    (described["modules.engines.runtimes"] as List<*>).forEach { described["runtimes.$it.maven"]?.let { coordinates -> api(coordinates) } }
+    val maven = (described["modules.engines.runtimes"] as List<*>).mapNotNull { described["runtimes.$it.maven"] }
+    maven.forEach { api(it) }
     testImplementation(described["runtimes.junit4.maven"]!!)
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -101,7 +102,7 @@ def run_tests(description: Description) -> int:
     if not names:
         raise BuildError("no class whose name ends in Test is in the modules' tests: there is nothing to run.")
     command = ["java", "-cp", os.pathsep.join(map(str, classpath)), "org.junit.runner.JUnitCore", *sorted(names)]
-    return os.spawnvp(os.P_WAIT, command[0], command)
+    return subprocess.run(command).returncode
 
 
 def main() -> None:
