@@ -15,7 +15,6 @@ from typing import Any
 from pocketdraft.quantize.weights import WeightError, check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import (
-    CHAT_TEMPLATE_NAME,
     ERRORS_NAME,
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -41,6 +40,7 @@ from .step import Operators, Plain, Step, all_weights
 from .steps.mtp import Head, drafter_spec, mtp_step
 from .steps.target import embedder_steps, target_steps
 from .stored import Places, load
+from .template import write_template
 
 VERSIONED = ("pocketdraft", "torch", "transformers")
 
@@ -193,7 +193,7 @@ def _bundle(
         parts = backend.write(plan, steps, weights, target, folder, progress)
         shutil.copyfile(target.tokenizer_file, folder / TOKENIZER_NAME)
         if (template := target.chat_template()) is not None:
-            (folder / CHAT_TEMPLATE_NAME).write_text(template, encoding="utf-8")
+            write_template(template, target.tokens(), folder)
         (folder / ERRORS_NAME).write_text(json.dumps([vars(error) for error in errors], indent=1))
         manifest = Manifest(
             format_version=FORMAT_VERSION,

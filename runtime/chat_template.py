@@ -13,7 +13,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import PocketdraftError
-from .manifest import CHAT_TEMPLATE_NAME, Manifest
+from .manifest import CHAT_TEMPLATE_NAME, Manifest, Tokens
 from .text import Tokenizer
 
 Message = Mapping[str, Any]  # `role` and `content`, and whatever else the template asks for
@@ -55,10 +55,14 @@ def open_template(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> Cha
             f"{folder} has no {CHAT_TEMPLATE_NAME}, so it takes no messages; export it again from a checkpoint that "
             "has one, or continue a text with `pocketdraft run`."
         )
-    bos, stop = manifest.tokens.bos, manifest.tokens.stop
-    special = {"bos_token": bos, "eos_token": stop[0] if stop else None}
-    spelled = {name: "" if token is None else tokenizer.spelling(token) for name, token in special.items()}
-    return ChatTemplate((folder / CHAT_TEMPLATE_NAME).read_text(encoding="utf-8"), spelled)
+    source = (folder / CHAT_TEMPLATE_NAME).read_text(encoding="utf-8")
+    return ChatTemplate(source, special_tokens(manifest.tokens, tokenizer))
+
+
+def special_tokens(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, str]:
+    """Their spellings by the names that templates know."""
+    named = {"bos_token": tokens.bos, "eos_token": tokens.stop[0] if tokens.stop else None}
+    return {name: "" if token is None else tokenizer.spelling(token) for name, token in named.items()}
 
 
 def _to_json(value: Any, indent: int | None = None, sort_keys: bool = False, ensure_ascii: bool = False) -> str:

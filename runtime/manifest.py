@@ -8,6 +8,7 @@ A bundle is a folder:
     FAMILY.onnx          the graphs (ONNX), with PART.bin for the weights
     tokenizer.json       Hugging Face tokenizer
     chat_template.jinja  messages to a prompt, where the checkpoint has one
+    chat_turns.json      the same in plain strings, for the phone, where they can say it
     quantization.json    error of each quantized weight, worst first
     delegation.json      operators outside of XNNPACK by method (ExecuTorch)
 

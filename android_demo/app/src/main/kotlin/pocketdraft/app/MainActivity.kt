@@ -4,14 +4,15 @@ import android.app.Activity
 import android.os.Bundle
 import android.widget.TextView
 import dev.pocketdraft.demo.R
+import pocketdraft.core.Backend
 import pocketdraft.core.greeting
-import pocketdraft.engines.Shim
+import pocketdraft.engines.missing
 
-/** Placeholder: says which native libraries load. */
+/** Placeholder: says which backends this build runs. */
 class MainActivity : Activity() {
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
-        val shims = Shim.entries.joinToString("\n") { "${it.library}: ${it.load() ?: "loaded"}" }
-        setContentView(TextView(this).apply { text = "${greeting()}\n${getString(R.string.app_name)}\n$shims" })
+        val backends = Backend.entries.joinToString("\n") { missing(it) ?: "$it: loaded" }
+        setContentView(TextView(this).apply { text = "${greeting()}\n${getString(R.string.app_name)}\n$backends" })
     }
 }

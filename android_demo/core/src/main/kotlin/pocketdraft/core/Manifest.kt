@@ -1,0 +1,204 @@
+package pocketdraft.core
+
+import java.io.File
+import java.security.MessageDigest
+
+const val FORMAT_VERSION = 1L
+const val MANIFEST_NAME = "bundle.json"
+const val TOKENIZER_NAME = "tokenizer.json"
+const val KV_PREFIX = "kv_cache_"
+
+enum class Backend { LITERT, EXECUTORCH, ONNX }
+
+enum class Role { PREFILL, DECODE, VERIFY, DRAFT, EMBED, EMBED_PER_LAYER }
+
+enum class DType(val bytes: Int) { FLOAT32(4), FLOAT16(2), INT32(4), INT8(1), BOOL(1) }
+
+data class TensorSpec(val name: String, val dtype: DType, val shape: List<Int>) {
+    val isKV get() = name.startsWith(KV_PREFIX)
+    val elements get() = shape.fold(1, Int::times)
+    val bytes get() = elements * dtype.bytes
+}
+
+/** One graph; [width] is T, the tokens of a call. */
+data class GraphSpec(
+    val name: String,
+    val role: Role,
+    val part: String,
+    val width: Int,
+    val inputs: List<TensorSpec>,
+    val outputs: List<TensorSpec>,
+) {
+    /** Graphs that differ in width only: where widths are symbolic (ExecuTorch, ONNX), a family is one graph. */
+    val family get() = if (role == Role.DECODE || role == Role.VERIFY) "target" else role.name.lowercase()
+
+    fun output(name: String) = outputs.first { it.name == name }
+}
+
+/** A layer that owns K/V: int8 if [quantized], a ring of [slots] if that is set. */
+data class KVLayer(val layer: Int, val heads: Int, val headDim: Int, val slots: Int?, val quantized: Boolean)
+
+/** Where a part's graphs lie: a byte range of a file. */
+data class Part(val file: String, val offset: Long, val size: Long)
+
+data class FileEntry(val sha256: String, val size: Long)
+
+/** What `bundle.json` says; `runtime/manifest.py` owns the format. */
+class Manifest private constructor(val folder: File, root: Record) {
+    val backend = root.choice("backend", Backend.entries)
+    val device: String = if (root.isNull("device")) "cpu" else root.text("device")
+    val contextLength = root.int("context_length")
+    val vocabSize = root.int("vocab_size")
+    val kv = root.records("kv").map(::kvLayer)
+    val graphs = root.records("graphs").map(::graph)
+    val parts = root.table("parts").mapValues { (_, part) ->
+        Part(part.text("file"), part.whole("offset"), part.whole("size")).also { part.end() }
+    }
+    val bos: Int?
+    val stop: List<Int>
+    val recipe: String = root.raw("recipe").toString()
+    val target: String
+    val drafter: String
+    val files = root.table("files").mapValues { (_, file) ->
+        FileEntry(file.text("sha256"), file.whole("size")).also { file.end() }
+    }
+
+    init {
+        root.int("format_version")
+        root.raw("versions")
+        root.raw("drafter")
+        root.isNull("tuned")
+        with(root.record("tokens")) {
+            bos = intOrNull("bos")
+            stop = ints("stop")
+            end()
+        }
+        with(root.record("source")) {
+            target = text("target")
+            drafter = text("drafter")
+        }
+        root.end()
+    }
+
+    /** The graphs of a role, narrowest first. */
+    fun graphsOf(role: Role): List<GraphSpec> = graphs.filter { it.role == role }.sortedBy { it.width }
+
+    fun graph(name: String): GraphSpec = graphs.first { it.name == name }
+
+    /** Of all files but the manifest. */
+    val bytes get() = files.values.sumOf { it.size }
+
+    /** Of one sequence's K/V. */
+    val kvBytes: Long
+        get() = kv.sumOf { 2L * it.heads * it.headDim * (it.slots ?: contextLength) * (if (it.quantized) 1 else 4) }
+
+    private fun kvLayer(record: Record): KVLayer {
+        val steps = !record.isNull("steps")
+        record.text("kind")
+        val layer = with(record) { KVLayer(int("layer"), int("heads"), int("head_dim"), intOrNull("slots"), steps) }
+        record.end()
+        return layer
+    }
+
+    private fun graph(record: Record) = GraphSpec(
+        record.text("name"),
+        record.choice("role", Role.entries),
+        record.text("part"),
+        record.int("width"),
+        record.records("inputs").map(::tensor),
+        record.records("outputs").map(::tensor),
+    ).also { record.end() }
+
+    private fun tensor(record: Record) =
+        TensorSpec(record.text("name"), record.choice("dtype", DType.entries), record.ints("shape")).also { record.end() }
+
+    companion object {
+        /** Reads `bundle.json` without touching the other files. Throws [PocketdraftError]. */
+        fun read(folder: File): Manifest {
+            val path = File(folder, MANIFEST_NAME)
+            if (!path.isFile) {
+                throw PocketdraftError("$folder is no bundle: it has no $MANIFEST_NAME; push one with `pocketdraft push`.")
+            }
+            return parse(path, path.readText())
+        }
+
+        /** The manifest that stands, or would stand, at [path]. */
+        fun parse(path: File, text: String): Manifest {
+            val root = Record.parse(text) { place, fault ->
+                PocketdraftError("$path is damaged at $place ($fault); export the bundle again.")
+            }
+            val version = root.whole("format_version")
+            if (version > FORMAT_VERSION) {
+                throw PocketdraftError(
+                    "The bundle has format version $version, this app reads up to $FORMAT_VERSION: " +
+                        "update the app or export again with its pocketdraft.",
+                )
+            }
+            if (version < 1) throw PocketdraftError("$path has format version $version, the first is 1; export again.")
+            return Manifest(path.absoluteFile.parentFile, root).also { it.check(path) }
+        }
+
+        /** Reads it, and checks size and sha256 of each file. [progress] is told the share done. */
+        fun open(folder: File, progress: (Double) -> Unit = {}): Manifest {
+            val manifest = read(folder)
+            for ((name, entry) in manifest.files) {
+                val file = File(folder, name)
+                if (!file.isFile) throw PocketdraftError("$name is missing, $MANIFEST_NAME lists it; push the bundle again.")
+                if (file.length() != entry.size) {
+                    throw PocketdraftError("$name has ${file.length()} bytes, ${entry.size} were exported; push it again.")
+                }
+            }
+            var done = 0L
+            for ((name, entry) in manifest.files) {
+                val digest = sha256(File(folder, name)) { progress((done + it).toDouble() / manifest.bytes) }
+                if (digest != entry.sha256) {
+                    throw PocketdraftError("$name is not the file that was exported (sha256 differs); push it again.")
+                }
+                done += entry.size
+            }
+            return manifest
+        }
+
+        fun sha256(file: File, progress: (Long) -> Unit = {}): String {
+            val digest = MessageDigest.getInstance("SHA-256")
+            val piece = ByteArray(1 shl 20)
+            var done = 0L
+            file.inputStream().use { stream ->
+                while (true) {
+                    val count = stream.read(piece)
+                    if (count < 0) break
+                    digest.update(piece, 0, count)
+                    done += count
+                    progress(done)
+                }
+            }
+            return digest.digest().joinToString("") { "%02x".format(it) }
+        }
+    }
+
+    /** What a runtime relies on without looking. */
+    private fun check(path: File) {
+        for (name in files.keys) {
+            val leaves = '\u0000' in name || name.startsWith("/") || ".." in name.split("/") ||
+                !File(folder, name).canonicalFile.startsWith(folder.canonicalFile)
+            if (leaves) throw PocketdraftError("$path names '$name', which leaves the bundle; do not trust it.")
+        }
+        if (TOKENIZER_NAME !in files) throw PocketdraftError("$path does not list $TOKENIZER_NAME; export the bundle again.")
+        for ((name, part) in parts) {
+            val file = files[part.file]
+                ?: throw PocketdraftError("$path takes a graph from ${part.file}, which it does not list; export again.")
+            if (part.offset < 0 || part.offset + part.size > file.size) {
+                val end = part.offset + part.size
+                throw PocketdraftError("$path places $name up to byte $end of ${part.file}, which has ${file.size}; export again.")
+            }
+        }
+        for (role in listOf(Role.EMBED, Role.PREFILL, Role.DECODE, Role.VERIFY, Role.DRAFT)) {
+            if (graphsOf(role).isEmpty()) {
+                throw PocketdraftError("$path has no ${role.name.lowercase()} graph; export the bundle again.")
+            }
+        }
+        graphs.find { it.part !in parts }?.let {
+            throw PocketdraftError("$path has a graph ${it.name} in a part '${it.part}' that it lacks; export again.")
+        }
+    }
+}

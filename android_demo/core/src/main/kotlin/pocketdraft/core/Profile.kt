@@ -1,0 +1,97 @@
+package pocketdraft.core
+
+import com.google.gson.GsonBuilder
+import com.google.gson.JsonArray
+import com.google.gson.JsonObject
+import java.io.File
+import java.security.MessageDigest
+
+/** The phone, as it calls itself. */
+data class DeviceInfo(val name: String, val soc: String?, val os: String, val cores: Int, val memoryBytes: Long)
+
+/** A device profile for `pocketdraft tune`; `runtime/profile.py` owns the format. */
+class Profile(
+    private val manifest: Manifest,
+    private val device: DeviceInfo,
+    private val runtimeVersion: String,
+    private val threads: Int,
+    private val date: String,
+    private val source: String,
+) {
+    /** The profile of a benchmark's results and its graphs' timings. [bandwidth] in bytes/s, null where not known. */
+    fun toJson(timings: List<GraphTiming>, results: List<DomainResult>, lookupShare: Double, drafts: Int, bandwidth: Double?) =
+        JsonObject().apply {
+            addProperty("format_version", 1)
+            addProperty("origin", "measured")
+            addProperty("source", source)
+            addProperty("date", date)
+            add("device", JsonObject().apply {
+                addProperty("name", device.name)
+                addProperty("soc", device.soc)
+                addProperty("os", device.os)
+                addProperty("cores", device.cores)
+                addProperty("memory_bytes", device.memoryBytes)
+            })
+            addProperty("backend", manifest.backend.name.lowercase())
+            addProperty("accelerator", "cpu")
+            addProperty("runtime_version", runtimeVersion)
+            addProperty("bundle_sha256", filesDigest(manifest))
+            addProperty("threads", threads)
+            addProperty("memory_bandwidth", bandwidth)
+            add("graphs", JsonArray().also { list -> timings.forEach { list.add(graph(it)) } })
+            add("host", host(timings, results, lookupShare))
+            add("speeds", JsonArray().also { list -> results.forEach { list.add(speed(it, drafts)) } })
+        }
+
+    private fun graph(timing: GraphTiming) = JsonObject().apply {
+        addProperty("name", timing.graph.name)
+        addProperty("role", timing.graph.role.name.lowercase())
+        addProperty("width", timing.graph.width)
+        addProperty("filled", timing.filled)
+        addProperty("median_s", median(timing.seconds))
+        addProperty("lower_quartile_s", quantile(timing.seconds, 0.25))
+        addProperty("upper_quartile_s", quantile(timing.seconds, 0.75))
+        addProperty("runs", timing.seconds.size)
+    }
+
+    /** What the loop took beyond the graphs it called: of a plain round, and of each draft on top. */
+    private fun host(timings: List<GraphTiming>, results: List<DomainResult>, lookupShare: Double) = JsonObject().apply {
+        fun seconds(holds: (GraphSpec) -> Boolean) = median(timings.filter { holds(it.graph) }.map { median(it.seconds) })
+        val lookup = timings.filter { it.graph.role in setOf(Role.EMBED, Role.EMBED_PER_LAYER) }.sumOf { median(it.seconds) }
+        val plain = results.map { it.plainStats }
+        val rounds = plain.sumOf { it.rounds }
+        val round = plain.sumOf { it.seconds.sum() } / rounds - seconds { it.role == Role.DECODE } - lookup * lookupShare
+        val drafted = results.map { it.stats }
+        val draft = drafted.sumOf { it.seconds[RoundPart.DRAFT.ordinal] } / maxOf(1, drafted.sumOf { it.proposed }) -
+            seconds { it.role == Role.DRAFT } - lookup * lookupShare
+        addProperty("round_s", maxOf(0.0, round))
+        addProperty("draft_s", maxOf(0.0, draft))
+        addProperty("lookup_share", lookupShare)
+    }
+
+    private fun speed(result: DomainResult, drafts: Int) = JsonObject().apply {
+        addProperty("model", manifest.target)
+        addProperty("drafter", "mtp")
+        addProperty("drafts", drafts)
+        addProperty("plain_tokens_per_s", result.plainTokensPerSecond)
+        addProperty("tokens_per_s", result.draftedTokensPerSecond)
+        addProperty("ratio", result.ratio)
+        add("acceptance_by_position", JsonArray().also { list -> result.stats.acceptanceByPosition().forEach(list::add) })
+        addProperty("note", result.domain + if (result.identical) "" else ": drafted text is not the plain one")
+    }
+
+    companion object {
+        /** Whole or not at all. */
+        fun write(profile: JsonObject, file: File) {
+            val partial = File(file.parentFile, "${file.name}.partial")
+            partial.writeText(GsonBuilder().setPrettyPrinting().serializeNulls().create().toJson(profile) + "\n")
+            if (!partial.renameTo(file)) throw PocketdraftError("Cannot write $file; free some space.")
+        }
+    }
+}
+
+/** sha256 of the lines "NAME SHA256", sorted by name, of the manifest's files: the same whatever else it says. */
+fun filesDigest(manifest: Manifest): String {
+    val lines = manifest.files.toSortedMap().map { (name, file) -> "$name ${file.sha256}\n" }.joinToString("")
+    return MessageDigest.getInstance("SHA-256").digest(lines.toByteArray()).joinToString("") { "%02x".format(it) }
+}

@@ -1,0 +1,102 @@
+package pocketdraft.core
+
+/** The draft-verify loop, in the paper's order (Leviathan et al., arXiv 2211.17192): a port of `runtime/session.py`. */
+class Session(
+    private val target: Target,
+    private val cache: Cache,
+    private val drafter: Drafter,
+    private val draftLength: DraftLength,
+    private val sampler: Sampler,
+    val stats: Stats = Stats(),
+) {
+    val context = Context(target.engine.manifest.stop.toSet())
+
+    /** Appends [prompt] and gives up to [budget] new tokens, a round at a time, while they are asked for. */
+    fun generate(prompt: List<Int>, budget: Int): Sequence<Emitted> = sequence {
+        begin(prompt, budget)
+        while (context.finish == null) yield(round())
+    }
+
+    /** Appends [prompt] and runs it, but for its last token: from here on there are rounds, until `finish` is set. */
+    fun begin(prompt: List<Int>, budget: Int) {
+        check(prompt, budget)
+        context.begin(prompt, budget)
+        target.prefill(cache, context.tokens.subList(cache.length, context.tokens.size - 1).toList())
+        drafter.restart()
+    }
+
+    /** One draft and its verification: one token at least. */
+    fun round(): Emitted {
+        val lap = Stopwatch(stats.seconds)
+        val count = minOf(draftLength.next(stats), target.longestDraft(cache), context.remaining - 1)
+        lap(RoundPart.HOST)
+        val proposal = drafter.propose(context, count)
+        lap(RoundPart.DRAFT)
+        val verified = target.verify(cache, context.last, proposal)
+        lap(RoundPart.VERIFY)
+        val verdict = accept(verified.logits, proposal, context.tokens, sampler)
+        cache.keep(verdict.rows)
+        drafter.observe(verdict, verified)
+        val emitted = context.commit(verdict, cache.room)
+        cache.truncate(context.tokens.size)
+        stats.record(proposal, verdict, emitted)
+        lap(RoundPart.HOST)
+        return emitted
+    }
+
+    /** Goes back to what the sequence shares with [tokens]; the rest of them, one at least, is what to begin with. */
+    fun rewind(tokens: List<Int>): List<Int> {
+        val shared = context.tokens.zip(tokens.dropLast(1)).takeWhile { (ours, theirs) -> ours == theirs }.size
+        target.rewind(cache, shared)
+        context.truncate(shared)
+        return tokens.drop(shared)
+    }
+
+    /** Throws [PocketdraftError] for a prompt that is empty, holds unknown tokens or does not fit. */
+    private fun check(prompt: List<Int>, budget: Int) {
+        val vocabulary = target.engine.manifest.vocabSize
+        if (prompt.isEmpty()) throw PocketdraftError("The prompt is empty; give at least one token.")
+        prompt.find { it !in 0 until vocabulary }?.let {
+            throw PocketdraftError("The prompt holds token $it, the bundle's vocabulary has $vocabulary; use its own tokenizer.")
+        }
+        val length = context.tokens.size + prompt.size
+        if (length > cache.capacity) {
+            throw PocketdraftError(
+                "The conversation makes $length tokens, the bundle's context holds ${cache.capacity}; " +
+                    "start a new one, or export with a larger --context.",
+            )
+        }
+        if (budget < 1) throw PocketdraftError("The budget is $budget tokens; give at least 1.")
+    }
+
+    companion object {
+        /** A fresh sequence. [drafter] is "mtp", "prompt_lookup" or "none"; [drafts] their number in a round. */
+        fun open(
+            target: Target,
+            drafter: String,
+            drafts: Int,
+            sampler: Sampler = Sampler(),
+            stats: Stats = Stats(),
+        ): Session {
+            val cache = target.newCache()
+            val made = when (drafter) {
+                "mtp" -> MTPDrafter(target, cache, sampler, null)
+                "prompt_lookup" -> PromptLookup
+                "none" -> NoDrafter
+                else -> throw PocketdraftError("There is no drafter '$drafter'; there are mtp, none, prompt_lookup.")
+            }
+            return Session(target, cache, made, Fixed(drafts), sampler, stats)
+        }
+    }
+}
+
+/** Adds the time since the lap before to a part's. */
+private class Stopwatch(private val seconds: DoubleArray) {
+    private var last = System.nanoTime()
+
+    operator fun invoke(part: RoundPart) {
+        val now = System.nanoTime()
+        seconds[part.ordinal] += (now - last) / 1e9
+        last = now
+    }
+}

@@ -1,0 +1,107 @@
+package pocketdraft.core
+
+import com.google.gson.JsonObject
+import java.io.File
+import org.junit.After
+import org.junit.Assert.assertEquals
+import org.junit.Assert.assertThrows
+import org.junit.Assert.assertTrue
+import org.junit.Test
+
+class ManifestTest {
+    private val folder = createTempDir()
+    private val good: JsonObject = Golden.read("sessions").first().getAsJsonObject("manifest")
+
+    @After
+    fun clear() {
+        folder.deleteRecursively()
+    }
+
+    @Test
+    fun `what the Python runtime wrote is read`() {
+        val manifest = read(good)
+        assertEquals(listOf(2, 3, 5), manifest.graphsOf(Role.VERIFY).map { it.width })
+        assertEquals(Backend.LITERT, manifest.backend)
+        assertEquals("target", manifest.graph("verify_3").family)
+        assertEquals(24 * 2 * 4L, manifest.kvBytes)
+    }
+
+    @Test
+    fun `a folder without a manifest is no bundle`() = refuses("is no bundle.*pocketdraft push") { Manifest.read(folder) }
+
+    @Test
+    fun `a newer format asks for a newer app, whatever else it holds`() =
+        refuses("format version 99, this app reads up to 1: update the app") {
+            read(JsonObject().apply { addProperty("format_version", 99) })
+        }
+
+    @Test
+    fun `damage is named with its place`() {
+        refuses("damaged at the top level") { read("{\"format_version\"") }
+        refuses("damaged at vocab_size .missing") { read(changed { remove("vocab_size") }) }
+        refuses("damaged at surprise .not known") { read(changed { addProperty("surprise", 1) }) }
+        refuses("damaged at graphs.0.role .'guess' is not known") {
+            read(changed { getAsJsonArray("graphs")[0].asJsonObject.addProperty("role", "guess") })
+        }
+        refuses("damaged at context_length .no whole number") { read(changed { addProperty("context_length", 2.5) }) }
+    }
+
+    @Test
+    fun `a file outside of the bundle is not trusted`() {
+        for (name in listOf("../model.pte", "/etc/hosts", "a/../../b")) {
+            refuses("leaves the bundle; do not trust it") { read(changed { getAsJsonObject("files").add(name, entry(1)) }) }
+        }
+    }
+
+    @Test
+    fun `a part beyond its file, a missing graph and a missing part are refused`() {
+        refuses("which has 1; export again") {
+            read(changed { getAsJsonObject("parts").getAsJsonObject("target").addProperty("size", 2) })
+        }
+        refuses("has no draft graph") {
+            read(changed { getAsJsonArray("graphs").removeAll { it.asJsonObject["role"].asString == "draft" } })
+        }
+        refuses("in a part 'drafter' that it lacks") { read(changed { getAsJsonObject("parts").remove("drafter") }) }
+    }
+
+    @Test
+    fun `a file that is missing, cut or changed is told apart`() {
+        val bytes = "weights".toByteArray()
+        val digest = "8ea1c0fb27c5dd4f28ee4ab62d72cb9c7d6eb0ff0e3b7d44f8f1d4a3f0f45a6b"
+        write(changed {
+            getAsJsonObject("files").entrySet().forEach { (_, it) -> it.asJsonObject.addProperty("size", bytes.size) }
+            getAsJsonObject("files").entrySet().forEach { (_, it) -> it.asJsonObject.addProperty("sha256", digest) }
+        }.toString())
+        refuses("model.litertlm is missing") { Manifest.open(folder) }
+        for (name in good.getAsJsonObject("files").keySet()) File(folder, name).writeBytes(bytes)
+        refuses("sha256 differs") { Manifest.open(folder) }
+        File(folder, "model.litertlm").writeBytes(bytes.copyOf(3))
+        refuses("has 3 bytes, 7 were exported") { Manifest.open(folder) }
+    }
+
+    private fun changed(change: JsonObject.() -> Unit) = good.deepCopy().apply(change)
+
+    private fun read(manifest: JsonObject) = read(manifest.toString())
+
+    private fun read(text: String): Manifest {
+        write(text)
+        return Manifest.read(folder)
+    }
+
+    private fun write(text: String) = File(folder, MANIFEST_NAME).writeText(text)
+
+    private fun entry(size: Int) = JsonObject().apply {
+        addProperty("sha256", "")
+        addProperty("size", size)
+    }
+
+    private fun refuses(pattern: String, action: () -> Unit) {
+        val error = assertThrows(PocketdraftError::class.java, action)
+        assertTrue(error.message, Regex(pattern).containsMatchIn(error.message!!))
+    }
+
+    private fun createTempDir() = File.createTempFile("bundle", "").apply {
+        delete()
+        mkdir()
+    }
+}

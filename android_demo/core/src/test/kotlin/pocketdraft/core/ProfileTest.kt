@@ -1,0 +1,49 @@
+package pocketdraft.core
+
+import com.google.gson.JsonElement
+import com.google.gson.JsonParser
+import java.io.File
+import org.junit.Assert.assertEquals
+import org.junit.Test
+
+class ProfileTest {
+    private val manifest = Golden.read("sessions").first().manifest()
+    private val verify = manifest.graph("verify_3")
+
+    @Test
+    fun `it has the keys of the format, no more and no less`() {
+        val example = JsonParser.parseReader(File(Golden.folder, "profile.json").reader())
+        val profile = Profile(manifest, DeviceInfo("Phone", "SoC", "Android 16", 8, 1L shl 33), "2.3.0", 4, "2026-11-26", "test")
+        val timings = listOf("decode", "verify_3", "mtp_drafter", "embedder", "per_layer_embedder")
+            .map { GraphTiming(manifest.graph(it), 6, listOf(0.5, 0.25, 1.0)) }
+        val made = profile.toJson(timings, listOf(result()), 0.5, 4, 5e10)
+        assertEquals(keys(example, ""), keys(made, "") + "speeds.batch" + "speeds.temperature")
+        val timing = made.getAsJsonArray("graphs")[1].asJsonObject
+        assertEquals(listOf(0.375, 0.5, 0.75), listOf("lower_quartile_s", "median_s", "upper_quartile_s").map { timing[it].asDouble })
+        assertEquals("verify", timing["role"].asString)
+        assertEquals(verify.width, timing["width"].asInt)
+    }
+
+    @Test
+    fun `the files' digest stays the same when the choice of tune is written into the manifest`() {
+        val tuned = Golden.read("sessions").first().getAsJsonObject("manifest")
+        tuned.add("tuned", JsonParser.parseString("{\"drafts\": 3}"))
+        assertEquals(filesDigest(manifest), filesDigest(Manifest.parse(File("bundle.json"), tuned.toString())))
+    }
+
+    private fun result() = DomainResult("code").apply {
+        plain += Run(listOf(1, 2), 1.0)
+        drafted += Run(listOf(1, 2), 0.5)
+        for (stats in listOf(plainStats, stats)) {
+            stats.record(Proposal.chain(listOf(1)), Verdict(listOf(1), 2, listOf(0, 1)), Emitted(listOf(1, 2), 1, null))
+        }
+    }
+
+    /** Of all objects, by their path; of lists, those of all their members. */
+    private fun keys(element: JsonElement, path: String): Set<String> = when {
+        element.isJsonObject -> element.asJsonObject.entrySet()
+            .flatMap { (key, value) -> setOf("$path$key") + keys(value, "$path$key.") }.toSet()
+        element.isJsonArray -> element.asJsonArray.flatMap { keys(it, path) }.toSet()
+        else -> emptySet()
+    }
+}

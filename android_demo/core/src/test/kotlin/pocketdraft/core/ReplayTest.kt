@@ -1,0 +1,43 @@
+package pocketdraft.core
+
+import org.junit.Assert.assertEquals
+import org.junit.Test
+
+/** The decisions of the Python runtime, one for one. */
+class ReplayTest {
+    @Test
+    fun `each recorded session makes the same calls and gives the same rounds`() {
+        for (recorded in Golden.read("sessions")) {
+            val name = recorded["name"].asString
+            val engine = ReplayedEngine(recorded.manifest(), recorded.getAsJsonArray("calls"))
+            val session = Session.open(Target(engine), recorded["drafter"].asString, recorded["drafts"].asInt, recorded.sampler())
+            val rounds = recorded.getAsJsonArray("turns").map { it.asJsonObject }.flatMap { turn ->
+                val whole = turn["prompt"].ints()
+                val prompt = if (turn["rewind"].asBoolean) session.rewind(whole) else whole
+                session.generate(prompt, turn["budget"].asInt).toList()
+            }
+            engine.close()
+            val meant = recorded.getAsJsonArray("rounds").map { it.asJsonObject }.map { round ->
+                val finish = round["finish"].takeUnless { it.isJsonNull }?.let { Finish.valueOf(it.asString.uppercase()) }
+                Emitted(round["tokens"].ints(), round["drafted"].asInt, finish)
+            }
+            assertEquals(name, meant, rounds)
+            session.stats.check()
+            assertEquals(name, recorded["stats"], session.stats.toJson().also { it.remove("seconds") })
+        }
+    }
+
+    @Test
+    fun `each recorded verdict is reached again`() {
+        Golden.read("verdicts").forEachIndexed { index, recorded ->
+            val logits = recorded.getAsJsonArray("logits").map { row -> row.doubles().map { it.toFloat() }.toFloatArray() }
+            val proposal = recorded.getAsJsonObject("proposal").let { it ->
+                val probs = it.getAsJsonArray("probs").map { q -> if (q.isJsonNull) null else q.doubles() }
+                Proposal(it["tokens"].ints(), it["parents"].ints(), probs)
+            }
+            val verdict = accept({ logits[it] }, proposal, recorded["tokens"].ints(), recorded.sampler())
+            val meant = Verdict(recorded["accepted"].ints(), recorded["next_token"].asInt, recorded["rows"].ints())
+            assertEquals("verdict $index", meant, verdict)
+        }
+    }
+}

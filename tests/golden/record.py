@@ -1,0 +1,296 @@
+"""Records rounds of this runtime for whoever ports it: `python -m golden.record`, in `tests/`, writes the files here.
+
+`sessions.json` holds whole generations on a scripted engine: every graph call with what was fed and what came back, and
+every round with what it gave. `verdicts.json` holds single decisions on random logits, `texts.json` what tokenizers
+make of texts. `test_golden.py` holds this runtime to them; the Android demo's `core` replays them.
+
+A mask is written as the number of slots that each row sees, which must be the first ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scripted import VOCABULARY, ScriptedEngine, scripted_manifest
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from pocketdraft.export.tiny import TARGET_DIR
+from pocketdraft.runtime.accept import accept
+from pocketdraft.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from pocketdraft.runtime.proposal import Proposal
+from pocketdraft.runtime.sampler import Rule, Sampler
+from pocketdraft.runtime.sampling import Sampling
+from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.text import Tokenizer
+
+FOLDER = Path(__file__).parent
+CAPACITY = 24
+GREEDY = Sampling()
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`rewind` says that `prompt` is the whole conversation, which shares a beginning with the last one."""
+
+    prompt: tuple[int, ...]
+    budget: int
+    rewind: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    turns: tuple[Turn, ...]
+    drafter: str = "mtp"
+    drafts: int = 4
+    stop: tuple[int, ...] = ()
+    sampling: Sampling = GREEDY
+    rule: Rule = "exact"
+
+
+PROMPT = (3, 1, 4, 1, 5, 9)
+WARM = Sampling(temperature=0.8, seed=7)
+CASES = (
+    Case("greedy", (Turn(PROMPT, 12),)),
+    Case("plain", (Turn(PROMPT, 12),), drafter="none"),
+    Case("prompt lookup", (Turn((*PROMPT, *PROMPT), 8),), drafter="prompt_lookup"),
+    Case("one draft", (Turn(PROMPT, 12),), drafts=1),
+    Case("a prompt of one token", (Turn((2,), 5),)),
+    Case("budget inside an accepted block", (Turn(PROMPT, 7),), drafts=2),
+    Case("stop token inside an accepted block", (Turn(PROMPT, 12),), stop=(5, 8)),
+    Case("the context's edge", (Turn((*PROMPT, *PROMPT, *PROMPT), 40),)),
+    Case("a second turn", (Turn(PROMPT, 4), Turn((7, 7), 5))),
+    Case("a conversation that shares its beginning", (Turn(PROMPT, 5), Turn((3, 1, 4, 2, 6), 5, rewind=True))),
+    Case("exact match", (Turn(PROMPT, 12),), sampling=WARM),
+    Case("rejection", (Turn(PROMPT, 14),), sampling=Sampling(temperature=2.5, seed=5), rule="rejection"),
+    Case(
+        "rejection of drafts that were not drawn",
+        (Turn((*PROMPT, *PROMPT), 8),),
+        "prompt_lookup",
+        4,
+        (),
+        WARM,
+        "rejection",
+    ),
+    Case("top-k, top-p, min-p", (Turn(PROMPT, 12),), sampling=Sampling(1.3, 6, 0.9, 0.05, 1.0, 3)),
+    Case("a greedy penalty", (Turn(PROMPT, 12),), sampling=Sampling(repetition_penalty=1.7)),
+)
+
+
+class RecordingEngine(ScriptedEngine):
+    """The scripted engine, its one-hot logits blurred by a function of themselves, so that there is what to sample."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self.recorded: list[Json] = []
+
+    def run(self, graph: str, inputs: Any, cache: Any = None) -> dict[str, Any]:
+        outputs = super().run(graph, inputs, cache)
+        if "logits" in outputs:
+            outputs["logits"] = outputs["logits"] + self._blur(graph, outputs["logits"].shape)
+        self.recorded.append({"graph": graph, "inputs": _flat(inputs), "outputs": _flat(outputs)})
+        return outputs
+
+    def _blur(self, graph: str, shape: tuple[int, ...]) -> Any:
+        digest = hashlib.blake2b(f"{graph}{len(self.recorded)}".encode(), digest_size=8).digest()
+        steps = np.random.default_rng(int.from_bytes(digest, "big")).integers(0, 900, shape)
+        return (steps / 1024).astype(np.float32)  # exact in JSON, and below the scripted token's 1
+
+
+def manifest(stop: tuple[int, ...]) -> Manifest:
+    """The scripted one with the shapes of its tensors."""
+    base = scripted_manifest(CAPACITY, stop=stop)
+    return base.model_copy(
+        update={
+            "graphs": tuple(_with_tensors(graph) for graph in base.graphs),
+            "files": base.files | {"tokenizer.json": base.files["model.litertlm"]},
+        }
+    )
+
+
+def sessions() -> list[Json]:
+    return [_session(case) for case in CASES]
+
+
+def verdicts() -> list[Json]:
+    """Random logits, chains and trees, under all rules."""
+    found, generator = [], np.random.default_rng(11)
+    samplings = (Sampling(), WARM, Sampling(1.5, 5, 0.8, 0.02, 1.3, 2**64 - 1), Sampling(repetition_penalty=1.4))
+    for number in range(80):
+        rule: Rule = "rejection" if number % 3 == 0 else "exact"
+        sampler = Sampler(samplings[number % len(samplings)], rule)
+        drafts, tokens = number % 5, generator.integers(0, VOCABULARY, 1 + number % 7).tolist()
+        logits = (generator.integers(-3000, 3000, (1 + drafts, VOCABULARY)) / 1024).astype(np.float32)
+        # Likely ones, so that some are accepted.
+        nodes = [int(logits[max(0, row)].argsort()[-1 - number % 2]) for row in range(drafts)]
+        chain = rule == "rejection" or number % 2
+        parents = (
+            list(range(-1, drafts - 1)) if chain else [int(generator.integers(-1, node)) for node in range(drafts)]
+        )
+        probs: list[Any] = [None] * drafts
+        if sampler.rejects and number % 2:
+            probs = [_drawn_from(generator, token) for token in nodes]
+        verdict = accept(logits, Proposal(tuple(nodes), tuple(parents), tuple(probs)), tokens, sampler)
+        found.append(
+            _sampler(sampler)
+            | {
+                "tokens": tokens,
+                "logits": logits.tolist(),
+                "proposal": {
+                    "tokens": nodes,
+                    "parents": parents,
+                    "probs": [None if q is None else q.tolist() for q in probs],
+                },
+                "accepted": list(verdict.accepted),
+                "next_token": verdict.next_token,
+                "rows": list(verdict.rows),
+            }
+        )
+    return found
+
+
+TEXTS = (
+    "def area(radius):\n    return 3.14159 * radius ** 2\n",
+    'En el principio — "¿qué?" — crió Dios los cielos y la tierra: año 1909, 12345 días.',
+    "it's we'll  two  spaces\t\ttabs\r\n\r\n trailing   ",
+    "日本語 👩‍👩‍👧 é \u00a0nbsp ½ ٣",
+    "<bos><|turn>user\nhello<turn|>\n  <eos>x",
+    " ",
+)
+
+
+def texts() -> list[Json]:
+    """By tokenizer: its file, and what it makes of the texts, whole and as a stream."""
+    gemma = HFTokenizer(
+        models.BPE(
+            vocab=_vocabulary(),
+            merges=[("▁", "h"), ("l", "o"), ("e", "l"), ("▁h", "el"), ("▁hel", "lo")],
+            byte_fallback=True,
+        )
+    )
+    gemma.normalizer = normalizers.Replace(" ", "▁")
+    gemma.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    gemma.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    gemma.add_special_tokens(["<bos>", "<eos>"])
+    own = HFTokenizer.from_file(str(TARGET_DIR / "tokenizer.json"))
+    return [_tokenized("embedded", own, False), _tokenized("byte fallback", gemma, True)]
+
+
+def write() -> None:
+    for name, made in (("sessions", sessions()), ("verdicts", verdicts()), ("texts", texts())):
+        lines = ",\n".join(json.dumps(one, separators=(",", ":"), ensure_ascii=True) for one in made)
+        (FOLDER / f"{name}.json").write_text(f"[\n{lines}\n]\n")
+
+
+def _session(case: Case) -> Json:
+    engine = RecordingEngine(manifest(case.stop))
+    sampler = Sampler(case.sampling, case.rule)
+    session, rounds = open_session(engine, case.drafter, case.drafts, sampler=sampler), []
+    for turn in case.turns:
+        prompt = session.rewind(turn.prompt) if turn.rewind else turn.prompt
+        rounds += [asdict(emitted) for emitted in session.generate(prompt, turn.budget)]
+    stats = session.stats.to_json()
+    del stats["seconds"]
+    return _sampler(sampler) | {
+        "name": case.name,
+        "manifest": json.loads(engine.manifest.model_dump_json()),
+        "drafter": case.drafter,
+        "drafts": case.drafts,
+        "turns": [asdict(turn) for turn in case.turns],
+        "calls": engine.recorded,
+        "rounds": rounds,
+        "stats": stats,
+    }
+
+
+def _sampler(sampler: Sampler) -> Json:
+    return {"sampling": asdict(sampler.sampling), "rule": sampler.rule}
+
+
+def _with_tensors(graph: GraphSpec) -> GraphSpec:
+    width = graph.width
+    floats = {
+        "target": [("embeddings", (1, width, 1)), ("per_layer_embeddings", (1, width, 1, 1))],
+        "drafter": [("activations", (1, 1, 2))],
+    }.get(graph.part, [])
+    inputs = [TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in floats]
+    outputs: list[tuple[str, tuple[int, ...]]] = []
+    if graph.part in ("target", "drafter"):
+        inputs += [
+            TensorSpec(name="input_pos", dtype="int32", shape=(width,)),
+            TensorSpec(name="mask", dtype="bool", shape=(1, 1, width, CAPACITY)),
+        ]
+        hidden = "projected_activations" if graph.part == "drafter" else "activations"
+        if graph.role != "prefill":
+            outputs = [("logits", (1, width, VOCABULARY)), (hidden, (1, width, 1))]
+    else:
+        inputs = [TensorSpec(name="token_ids", dtype="int32", shape=(1, 1))]
+        outputs = [("embeddings", (1, 1, 1) if graph.part == "embedder" else (1, 1, 1, 1))]
+    made = tuple(TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in outputs)
+    return graph.model_copy(update={"inputs": tuple(inputs), "outputs": made})
+
+
+def _flat(arrays: Any) -> Json:
+    found = {}
+    for name, array in arrays.items():
+        if name == "mask":
+            counts = array[0, 0].sum(-1)
+            assert all(row[:count].all() for row, count in zip(array[0, 0], counts, strict=True))
+            found[name] = counts.tolist()
+        else:
+            found[name] = np.asarray(array).ravel().tolist()
+    return found
+
+
+def _drawn_from(generator: np.random.Generator, token: int) -> Any:
+    q = generator.integers(0, 100, VOCABULARY).astype(np.float64)
+    q[token] += 1
+    return q / q.sum()
+
+
+def _vocabulary() -> dict[str, int]:
+    pieces = [*(f"<0x{byte:02X}>" for byte in range(256)), *"▁helo wrdx.,", "▁h", "lo", "el", "▁hel", "▁hello"]
+    return {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+
+
+def _tokenized(name: str, tokenizer: HFTokenizer, whole_file: bool) -> Json:
+    """The embedded pair's file is in the repository, another's is given whole."""
+    path = FOLDER / "tokenizer.json"
+    path.write_text(tokenizer.to_str())
+    ours = Tokenizer(path, None)
+    path.unlink()
+    cases = []
+    for text in (*TEXTS, "hello world, hello 👋."):
+        tokens = ours.encode_rendered(text)
+        stream = ours.stream()
+        pieces = [stream.feed([token]) for token in tokens]
+        cases.append(
+            {
+                "text": text,
+                "tokens": tokens,
+                "decoded": ours.decode(tokens),
+                "spelled": ours.decode(tokens, special=True),
+                "pieces": [*pieces, stream.finish()],
+            }
+        )
+    # A character that is cut, and bytes that are none.
+    cut = ours.encode_rendered("👋 é")
+    broken = [cut[:1], cut[:2], cut[1:], [*cut[:1], *cut]]
+    decoded = [{"tokens": tokens, "decoded": ours.decode(tokens)} for tokens in broken if tokens]
+    return {
+        "name": name,
+        "tokenizer": json.loads(tokenizer.to_str()) if whole_file else None,
+        "texts": cases,
+        "broken": decoded,
+    }
+
+
+if __name__ == "__main__":
+    write()
