@@ -19,6 +19,9 @@ java {
     targetCompatibility = JavaVersion.toVersion(jvm)
 }
 
+// The tests read what the Python runtime recorded, from the repository's folder.
+tasks.withType<Test>().configureEach { workingDir = rootProject.file("..") }
+
 dependencies {
     val maven = (described["modules.core.runtimes"] as List<*>).mapNotNull { described["runtimes.$it.maven"] }
     maven.forEach { api(it) }

@@ -48,6 +48,9 @@ android {
 
 kotlin { compilerOptions { jvmTarget = JvmTarget.fromTarget(jvm) } }
 
+// The tests read what the Python runtime recorded, from the repository's folder.
+tasks.withType<Test>().configureEach { workingDir = rootProject.file("..") }
+
 dependencies {
     (described["modules.engines.modules"] as List<*>).forEach { api(project(":$it")) }
     val maven = (described["modules.engines.runtimes"] as List<*>).mapNotNull { described["runtimes.$it.maven"] }

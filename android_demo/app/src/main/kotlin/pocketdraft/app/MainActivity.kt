@@ -5,7 +5,6 @@ import android.os.Bundle
 import android.widget.TextView
 import dev.pocketdraft.demo.R
 import pocketdraft.core.Backend
-import pocketdraft.core.greeting
 import pocketdraft.engines.missing
 
 /** Placeholder: says which backends this build runs. */
@@ -13,6 +12,6 @@ class MainActivity : Activity() {
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
         val backends = Backend.entries.joinToString("\n") { missing(it) ?: "$it: loaded" }
-        setContentView(TextView(this).apply { text = "${greeting()}\n${getString(R.string.app_name)}\n$backends" })
+        setContentView(TextView(this).apply { text = "${getString(R.string.app_name)}\n$backends" })
     }
 }
