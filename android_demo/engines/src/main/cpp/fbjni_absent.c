@@ -1,0 +1,33 @@
+/* libexecutorch_jni.so carries ExecuTorch's Java binding too, which asks for libfbjni.so: Android loads it only with
+ * every symbol found. The app calls ExecuTorch's C++ and nothing of that binding, so this library of that name has the
+ * symbols and no bodies: a call, which would be a mistake of ours, stops the app at once. */
+#define ABSENT(symbol) \
+    __attribute__((visibility("default"))) void symbol(void) { __builtin_trap(); }
+
+ABSENT(_ZN8facebook3jni10JByteOrder11nativeOrderEv)
+ABSENT(_ZN8facebook3jni10initializeEP7_JavaVMONSt6__ndk18functionIFvvEEE)
+ABSENT(_ZN8facebook3jni11Environment7currentEv)
+ABSENT(_ZN8facebook3jni11JByteBuffer5orderENS0_9alias_refINS0_10JByteOrderEEE)
+ABSENT(_ZN8facebook3jni11JByteBuffer9wrapBytesEPhm)
+ABSENT(_ZN8facebook3jni12make_jstringEPKc)
+ABSENT(_ZN8facebook3jni14findClassLocalEPKc)
+ABSENT(_ZN8facebook3jni15JPrimitiveArrayIP10_jintArrayE9getRegionEiiPi)
+ABSENT(_ZN8facebook3jni15JPrimitiveArrayIP11_jbyteArrayE9getRegionEiiPa)
+ABSENT(_ZN8facebook3jni15JPrimitiveArrayIP11_jlongArrayE9getRegionEiiPl)
+ABSENT(_ZN8facebook3jni15JPrimitiveArrayIP11_jlongArrayE9setRegionEiiPKl)
+ABSENT(_ZN8facebook3jni15JPrimitiveArrayIP12_jfloatArrayE9getRegionEiiPf)
+ABSENT(_ZN8facebook3jni15findClassStaticEPKc)
+ABSENT(_ZN8facebook3jni15make_long_arrayEi)
+ABSENT(_ZN8facebook3jni19throwCppExceptionIfEb)
+ABSENT(_ZN8facebook3jni21throwNewJavaExceptionEP11_jthrowable)
+ABSENT(_ZN8facebook3jni21throwNewJavaExceptionEPKcS2_)
+ABSENT(_ZN8facebook3jni38throwPendingJniExceptionAsCppExceptionEv)
+ABSENT(_ZN8facebook3jni43translatePendingCppExceptionToJavaExceptionEv)
+ABSENT(_ZN8facebook3jni6detail10HybridData6createEv)
+ABSENT(_ZN8facebook3jni6detail12JniEnvCacherC1EP7_JNIEnv)
+ABSENT(_ZN8facebook3jni6detail12JniEnvCacherD1Ev)
+ABSENT(_ZN8facebook3jni6detail16HybridDestructor16setNativePointerENSt6__ndk110unique_ptrINS1_15BaseHybridClassENS3_14default_deleteIS5_EEEE)
+ABSENT(_ZNK8facebook3jni6detail16HybridDestructor16getNativePointerEv)
+ABSENT(_ZNK8facebook3jni7JBuffer16getDirectAddressEv)
+ABSENT(_ZNK8facebook3jni7JBuffer17getDirectCapacityEv)
+ABSENT(_ZNK8facebook3jni7JString11toStdStringEv)

@@ -1,0 +1,134 @@
+package pocketdraft.engines
+
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import pocketdraft.core.Engine
+import pocketdraft.core.GraphSpec
+import pocketdraft.core.Manifest
+import pocketdraft.core.PocketdraftError
+import pocketdraft.core.Role
+import pocketdraft.core.TensorSpec
+
+private const val SLOTS_NAME = "param_tensor" // a GPU's graphs take the slots that a call may touch
+
+/**
+ * A runtime that runs a graph on tensors made beforehand, each with memory of its own. One tensor may be input and
+ * output of any graph that takes its shape. A tensor is known by its native address.
+ */
+internal interface TensorRuntime : AutoCloseable {
+    /** A graph's inputs and outputs by name, in the order in which [run] takes them. */
+    fun order(graph: GraphSpec): Pair<List<String>, List<String>>
+
+    /** A zeroed tensor for the input (or output) [spec] of a graph. */
+    fun create(graph: GraphSpec, spec: TensorSpec, output: Boolean): Long
+
+    fun memory(tensor: Long, spec: TensorSpec): ByteBuffer
+
+    fun zero(tensor: Long, spec: TensorSpec)
+
+    fun free(tensor: Long)
+
+    fun run(graph: GraphSpec, inputs: LongArray, outputs: LongArray)
+}
+
+/**
+ * K/V lives in the runtime's own tensors, each one input and output of every target graph, and the drafter's input:
+ * the graphs update it in place, and a round copies none of it.
+ */
+internal class BoundEngine(override val manifest: Manifest, private val runtime: TensorRuntime) : Engine {
+    private class KV(val tensors: Map<String, Long>, val bound: HashMap<String, Bound> = HashMap())
+
+    /** A graph's inputs and outputs for one sequence. */
+    private class Bound(val inputs: LongArray, val outputs: LongArray)
+
+    private val graphs = manifest.graphs.associateBy { it.name }
+    private val own = HashMap<String, OwnTensors>()
+    private val target = manifest.graphsOf(Role.DECODE).first()
+    private val specs = target.inputs.filter { it.isKV }
+    private val noKV = KV(emptyMap()) // for the embedders
+    private val sequences = Sequences(
+        create = { KV(specs.associate { it.name to runtime.create(target, it, output = false) }) },
+        renew = { kv -> specs.forEach { runtime.zero(kv.tensors.getValue(it.name), it) } },
+        free = { kv -> kv.tensors.values.forEach(runtime::free) },
+    )
+    private var closed = false
+
+    override fun newCache(): Any {
+        checkOpen()
+        return sequences.next()
+    }
+
+    override fun run(graph: String, inputs: Map<String, ByteBuffer>, cache: Any?): Map<String, ByteBuffer> {
+        checkOpen()
+        val spec = graphs.named(graph)
+        val tensors = own.getOrPut(graph) { OwnTensors(runtime, spec) }
+        tensors.write(inputs)
+        val kv = kv(spec, cache)
+        val bound = kv.bound.getOrPut(graph) { bind(spec, tensors, kv) }
+        native({ "$graph of ${manifest.folder} failed: $it; export the bundle again." }) {
+            runtime.run(spec, bound.inputs, bound.outputs)
+        }
+        return tensors.read()
+    }
+
+    override fun close() {
+        if (closed) return
+        closed = true
+        sequences.close()
+        own.values.forEach { it.free(runtime) }
+        runtime.close()
+    }
+
+    private fun kv(graph: GraphSpec, cache: Any?): KV {
+        if (graph.inputs.none { it.isKV }) return noKV
+        @Suppress("UNCHECKED_CAST")
+        return (cache as? Sequence<KV>)?.kv
+            ?: throw PocketdraftError("${graph.name} reads K/V and was run with no cache; give it one of newCache().")
+    }
+
+    private fun bind(graph: GraphSpec, tensors: OwnTensors, kv: KV): Bound {
+        val (inputs, outputs) = runtime.order(graph)
+        return Bound(
+            LongArray(inputs.size) { tensors.inputs[inputs[it]] ?: kv.tensors.getValue(inputs[it]) },
+            LongArray(outputs.size) { tensors.outputs[outputs[it]] ?: kv.tensors.getValue(outputs[it]) },
+        )
+    }
+
+    private fun checkOpen() {
+        if (closed) throw PocketdraftError("The engine of ${manifest.folder} is closed; open the bundle again.")
+    }
+}
+
+/** A graph's small tensors: all but K/V. */
+private class OwnTensors(private val runtime: TensorRuntime, private val graph: GraphSpec) {
+    val inputs = graph.inputs.filter { !it.isKV }.associate { it.name to runtime.create(graph, it, output = false) }
+    val outputs = graph.outputs.filter { !it.isKV }.associate { it.name to runtime.create(graph, it, output = true) }
+    private val writes = graph.inputs.filter { !it.isKV }.map { it to view(inputs.getValue(it.name), it) }
+    private val reads = graph.outputs.filter { !it.isKV }.associate { it.name to view(outputs.getValue(it.name), it) }
+
+    fun write(given: Map<String, ByteBuffer>) {
+        for ((spec, memory) in writes) {
+            memory.clear()
+            if (spec.name == SLOTS_NAME) {
+                writeSlots(memory, given.getValue("input_pos").getInt(0))
+            } else {
+                memory.put(given.given(graph, spec).duplicate().apply { clear() })
+            }
+        }
+    }
+
+    fun read(): Map<String, ByteBuffer> {
+        reads.values.forEach { it.clear() }
+        return reads
+    }
+
+    fun free(runtime: TensorRuntime) = (inputs.values + outputs.values).forEach(runtime::free)
+
+    /** The first slot, the end, the end again and four zeros, as LiteRT-LM writes them. */
+    private fun writeSlots(memory: ByteBuffer, start: Int) {
+        val end = start + graph.width
+        memory.asIntBuffer().put(intArrayOf(start, end, end, 0, 0, 0, 0))
+    }
+
+    private fun view(tensor: Long, spec: TensorSpec) = runtime.memory(tensor, spec).order(ByteOrder.nativeOrder())
+}
