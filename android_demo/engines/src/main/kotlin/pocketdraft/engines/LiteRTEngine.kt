@@ -107,6 +107,11 @@ internal class LiteRTRuntime(private val manifest: Manifest, threads: Int) : Ten
         if (part.size > Int.MAX_VALUE) {
             throw PocketdraftError("The $name has ${part.size} bytes, one mapping holds ${Int.MAX_VALUE}; quantize it to fewer bits.")
         }
+        if (part.offset + part.size > file.length()) {
+            throw PocketdraftError(
+                "$file ends at byte ${file.length()}, the $name at ${part.offset + part.size}; push the bundle again.",
+            )
+        }
         val data = RandomAccessFile(file, "r").use { it.channel.map(MapMode.READ_ONLY, part.offset, part.size) }
         return native({ "LiteRT cannot open the $name of $file: $it; export again." }) {
             val model = LiteRTNative.model(environment, data)

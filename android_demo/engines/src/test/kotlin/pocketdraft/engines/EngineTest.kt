@@ -1,0 +1,140 @@
+package pocketdraft.engines
+
+import java.io.File
+import java.io.RandomAccessFile
+import java.nio.ByteBuffer
+import org.junit.After
+import org.junit.Assert.assertEquals
+import org.junit.Assert.assertTrue
+import org.junit.Test
+import org.junit.runner.RunWith
+import org.junit.runners.Parameterized
+import org.junit.runners.Parameterized.Parameters
+import pocketdraft.core.Cache
+import pocketdraft.core.Manifest
+import pocketdraft.core.Proposal
+import pocketdraft.core.Role
+import pocketdraft.core.Session
+import pocketdraft.core.Target
+
+/** The same prompt by different graphs on the same K/V: what one of them writes, the others must read. */
+@RunWith(Parameterized::class)
+class EngineTest(private val bundle: File) {
+    private val manifest = Manifest.read(bundle)
+    private val engine = openEngine(manifest, threads = 1)
+    private val target = Target(engine)
+    private val prompt = tokenizer(manifest).encode(TEXT)
+
+    @After
+    fun close() = engine.close()
+
+    @Test
+    fun `decode reads what prefill wrote`() {
+        val cache = target.newCache()
+        target.prefill(cache, prompt.dropLast(1))
+        val logits = next(cache, prompt.last())
+        assertTrue(difference(logits, decoded(prompt)) < CLOSE)
+        assertTrue(difference(logits, decoded(prompt.takeLast(1))) > 1)
+    }
+
+    @Test
+    fun `a row of verify is decode's`() {
+        val (before, verified) = prompt.dropLast(4) to prompt.takeLast(4)
+        val cache = target.newCache()
+        target.prefill(cache, before)
+        val logits = target.verify(cache, verified.first(), Proposal.chain(verified.drop(1))).logits
+        for (row in verified.indices) {
+            assertTrue(difference(logits.row(row).copyOf(), decoded(before + verified.take(row + 1))) < CLOSE)
+        }
+    }
+
+    @Test
+    fun `rows that are not kept are overwritten`() {
+        val cache = target.newCache()
+        target.prefill(cache, prompt.dropLast(1))
+        target.verify(cache, prompt.last(), Proposal.chain(listOf(1, 2, 3)))
+        assertTrue(difference(next(cache, prompt.last()), decoded(prompt)) < CLOSE)
+    }
+
+    @Test
+    fun `sequences do not see each other`() {
+        val one = target.newCache()
+        val other = target.newCache()
+        target.prefill(one, prompt.dropLast(1))
+        target.prefill(other, prompt.reversed())
+        assertTrue(difference(next(one, prompt.last()), decoded(prompt)) < CLOSE)
+    }
+
+    @Test
+    fun `a sequence may take over what an unreachable one had`() {
+        val expected = decoded(prompt)
+        repeat(20) {
+            assertTrue(difference(decoded(prompt), expected) < CLOSE)
+            System.gc()
+        }
+    }
+
+    @Test
+    fun `the drafter reads the target's K and V, and drafted is plain`() {
+        val drafted = Session.open(target, "mtp", 4)
+        val tokens = drafted.generate(prompt, 48).flatMap { it.tokens }.toList()
+        assertEquals(Session.open(target, "none", 0).generate(prompt, 48).flatMap { it.tokens }.toList(), tokens)
+        // Without the target's K/V it is right in one of ten.
+        val share = drafted.stats.accepted.toDouble() / drafted.stats.proposed
+        assertTrue("$share of the drafts were accepted", share > 0.4)
+    }
+
+    @Test
+    fun `wrong calls are refused`() {
+        val graph = manifest.graphsOf(Role.DECODE).first()
+        val inputs = target.inputsOf(graph)
+        val cache = engine.newCache()
+        assertRefused("'decoed'", graph.name) { engine.run("decoed", inputs, cache) }
+        assertRefused(graph.name, "'mask'") { engine.run(graph.name, inputs - "mask", cache) }
+        assertRefused(graph.name, "no cache") { engine.run(graph.name, inputs) }
+        assertRefused("mask", "3 bytes", "${manifest.contextLength}") {
+            engine.run(graph.name, inputs + ("mask" to ByteBuffer.allocateDirect(3)), cache)
+        }
+        engine.close()
+        engine.close()
+        assertRefused("closed") { engine.run(graph.name, inputs, cache) }
+        assertRefused("closed") { engine.newCache() }
+    }
+
+    @Test
+    fun `damaged graphs are refused`() {
+        for (file in manifest.files.keys.filter { it.startsWith("model.") || it.endsWith(".onnx") }) {
+            val starts = manifest.parts.values.filter { it.file == file }.map { it.offset }.ifEmpty { listOf(0L) }
+            val noise = ByteArray(4096) { (31 * it + 7).toByte() }
+            val damaged = copied(bundle)
+            RandomAccessFile(File(damaged, file), "rw").use { out -> starts.forEach { out.seek(it); out.write(noise) } }
+            assertRefused(damaged.path, "again") { openEngine(Manifest.read(damaged), 1) }
+            val short = copied(bundle)
+            RandomAccessFile(File(short, file), "rw").use { it.setLength(it.length() / 2) }
+            assertRefused(short.path, "again") { openEngine(Manifest.read(short), 1) }
+        }
+    }
+
+    @Test
+    fun `a runtime that the build lacks is named`() {
+        assertRefused("lib", "${manifest.backend.name.lowercase()}.so", "another backend") {
+            openEngine(manifest, 1, File(bundle, "nowhere"))
+        }
+    }
+
+    /** Logits after [tokens], decoded one by one. */
+    private fun decoded(tokens: List<Int>): FloatArray {
+        val cache = target.newCache()
+        return tokens.map { token -> next(cache, token).also { cache.keep(listOf(0)) } }.last()
+    }
+
+    private fun next(cache: Cache, token: Int) = target.verify(cache, token, Proposal.NOTHING).logits.row(0).copyOf()
+
+    companion object {
+        private const val CLOSE = 0.01f // of logits that reach 30
+
+        @JvmStatic
+        @Parameters(name = "{0}")
+        fun bundles() = BUNDLES
+    }
+}
