@@ -5,7 +5,7 @@ OUT := build/demo
 BACKENDS := litert executorch onnx
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test slow arm64 gpu lint types format clean
+.PHONY: setup demo test slow android apk android-test android-runtimes arm64 gpu lint types format clean
 
 setup: .venv/ready
 
@@ -39,6 +39,20 @@ arm64: setup
 gpu: setup
 	tests/gpu/setup.sh
 	$(BIN)/pytest -m gpu -rs
+
+# The Android demo, for Debian and its kin; android_demo/README.md says what it takes. No Python packages: no setup.
+apk:
+	$(PYTHON) -m android_demo.tools.build
+
+android-test:
+	$(PYTHON) -m android_demo.tools.jvm test
+
+# What Gradle and Android Studio need beside Maven's repositories.
+android-runtimes:
+	$(PYTHON) -m android_demo.tools.native
+
+android: setup
+	$(BIN)/pytest -m android -rs
 
 lint: setup
 	$(BIN)/ruff check .

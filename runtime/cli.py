@@ -154,6 +154,34 @@ def push(
         print(f"{found.place}: {found.size / 1e6:.1f} MB, of which {found.sent / 1e6:.1f} MB were sent now")
 
 
+@app.command()
+def phone_bench(
+    bundle: Bundle,
+    out: Annotated[Path, typer.Option(help="Where the profile goes.")] = Path("profile.json"),
+    serial: Annotated[str | None, typer.Option(help="The phone's, where adb sees several.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run the demo app's benchmark on a bundle that was pushed, and fetch the phone's profile."""
+    from .phone_bench import phone_bench as measure
+    from .profile import write_profile
+
+    if not out.parent.is_dir():
+        raise PocketdraftError(f"There is no folder {out.parent} for {out.name}; make it, or give another --out.")
+    with terminal.progress(quiet or as_json) as advance:
+        try:
+            profile = measure(bundle, serial, advance)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    write_profile(profile, out)
+    if as_json:
+        print(profile.dump(), end="")
+        return
+    for speed in profile.speeds:
+        print(f"{speed.note}: {speed.plain_tokens_per_s:.1f} tokens/s plain, {speed.tokens_per_s:.1f} drafted")
+    print(f"{out}: the profile of {profile.device.name}")
+
+
 def _rungs(  # type: ignore[no-untyped-def]
     manifest: Manifest,
     target: Path | None = None,

@@ -7,50 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from scripted import scripted_manifest
+from phones import Phone, make_bundle
 
 from pocketdraft.runtime import push as pushing
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import FileEntry, sha256
-
-# Runs shell commands under the phone's root; `fail` and `damage` count down pushes to the one that goes wrong.
-ADB = """#!/bin/sh
-phone={phone}
-if [ "$1" = "devices" ]; then printf 'List of devices attached\\n'; cat $phone/devices; exit 0; fi
-[ "$1" = "-s" ] && shift 2
-case "$1" in
-shell)
-    shift
-    cd $phone/root && sh -c "$(echo "$*" | sed "s|/data/local/tmp|$phone/root|g; s|df -k .*|cat $phone/df|")" ;;
-push)
-    for trouble in fail damage; do
-        if [ -f $phone/$trouble ]; then
-            left=$(($(cat $phone/$trouble) - 1)); echo $left > $phone/$trouble
-            [ $left -eq 0 ] && [ $trouble = fail ] && {{ echo 'adb: error: device offline' >&2; exit 1; }}
-            [ $left -eq 0 ] && echo x >> "$2"
-        fi
-    done
-    cp "$2" "$(echo "$3" | sed "s|/data/local/tmp|$phone/root|")"; echo "$2" >> $phone/pushed ;;
-esac
-"""
-
-
-class Phone:
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.place = folder, folder / "root" / "pocketdraft" / "my bundle"
-        (folder / "root").mkdir(parents=True)
-        (folder / "bin").mkdir()
-        (folder / "bin" / "adb").write_text(ADB.format(phone=folder))
-        (folder / "bin" / "adb").chmod(0o755)
-        self.say("devices", "emulator-1\tdevice\n")
-        self.say("df", "Filesystem 1K-blocks Used Available Use% Mounted\n/data 9999999 1 9999999 1% /data\n")
-
-    def say(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text)
-
-    def pushes(self) -> int:
-        log = self.folder / "pushed"
-        return len(log.read_text().splitlines()) if log.exists() else 0
 
 
 @pytest.fixture
@@ -63,20 +24,7 @@ def phone(tmp_path, monkeypatch) -> Phone:
 
 @pytest.fixture
 def bundle(tmp_path) -> Path:
-    folder = tmp_path / "my bundle"
-    folder.mkdir()
-    (folder / "model.litertlm").write_bytes(os.urandom(4500))
-    (folder / "tokenizer.json").write_bytes(b"{}")
-    content = json.loads(scripted_manifest().dump())
-    names = ("model.litertlm", "tokenizer.json")
-    content["files"] = {
-        name: FileEntry(sha256=sha256(folder / name), size=(folder / name).stat().st_size).model_dump()
-        for name in names
-    }
-    for part in content["parts"].values():
-        part |= {"file": "model.litertlm", "offset": 0, "size": 1}
-    (folder / "bundle.json").write_text(json.dumps(content))
-    return folder
+    return make_bundle(tmp_path / "my bundle")
 
 
 def send(bundle: Path, serial: str | None = None) -> pushing.Pushed:
@@ -104,7 +52,10 @@ def test_what_is_there_is_not_sent_again(phone, bundle):
 
 def test_an_interrupted_push_goes_on_where_it_stopped(phone, bundle):
     phone.say("fail", "4")
-    with pytest.raises(PocketdraftError, match=r"adb push failed \(adb: error: device offline\); push again"):
+    with pytest.raises(
+        PocketdraftError,
+        match=r"push failed \(adb: error: device offline\); reconnect.* again",
+    ):
         send(bundle)
     assert not (phone.place / "bundle.json").exists()  # nothing that opens
     assert (phone.place / "model.litertlm.partial").stat().st_size == 3000

@@ -19,7 +19,11 @@ java {
     targetCompatibility = JavaVersion.toVersion(jvm)
 }
 
+// The tests read what the Python runtime recorded, from the repository's folder.
+tasks.withType<Test>().configureEach { workingDir = rootProject.file("..") }
+
 dependencies {
-    (described["modules.core.runtimes"] as List<*>).forEach { described["runtimes.$it.maven"]?.let { coordinates -> api(coordinates) } }
+    val maven = (described["modules.core.runtimes"] as List<*>).mapNotNull { described["runtimes.$it.maven"] }
+    maven.forEach { api(it) }
     testImplementation(described["runtimes.junit4.maven"]!!)
 }

@@ -48,8 +48,12 @@ android {
 
 kotlin { compilerOptions { jvmTarget = JvmTarget.fromTarget(jvm) } }
 
+// The tests read what the Python runtime recorded, from the repository's folder.
+tasks.withType<Test>().configureEach { workingDir = rootProject.file("..") }
+
 dependencies {
     (described["modules.engines.modules"] as List<*>).forEach { api(project(":$it")) }
-    (described["modules.engines.runtimes"] as List<*>).forEach { described["runtimes.$it.maven"]?.let { coordinates -> api(coordinates) } }
+    val maven = (described["modules.engines.runtimes"] as List<*>).mapNotNull { described["runtimes.$it.maven"] }
+    maven.forEach { api(it) }
     testImplementation(described["runtimes.junit4.maven"]!!)
 }

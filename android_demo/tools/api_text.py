@@ -106,8 +106,8 @@ def read_member(line: str) -> Member:
         declared, _, value = line.partition(" = ")
         text, nullable = without_annotations(declared.rstrip(";"))
         modifiers, (type_, name) = leading_modifiers(split(text, " "))
-        value = re.sub(r"; // .*$|;$", "", value) if value else ""
-        return Member(kind, name, type_, modifiers, nullable, value=value or None)
+        constant = re.match(rf"{QUOTED}|[^;]+", value)
+        return Member(kind, name, type_, modifiers, nullable, value=constant[0] if constant else None)
     opening = top_level(line, "(")
     closing = matching(line, opening)
     head, nullable = without_annotations(line[:opening])

@@ -18,6 +18,7 @@ class BuildError(Exception):
 @dataclass(frozen=True)
 class App:
     id: str
+    namespace: str
     version_name: str
     version_code: int
     min_sdk: int
@@ -41,6 +42,7 @@ class Module:
     cpp: str | None = None
     resources: str | None = None
     manifest: str | None = None
+    assets: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -101,13 +102,14 @@ def run_tests(description: Description) -> int:
     if not names:
         raise BuildError("no class whose name ends in Test is in the modules' tests: there is nothing to run.")
     command = ["java", "-cp", os.pathsep.join(map(str, classpath)), "org.junit.runner.JUnitCore", *sorted(names)]
-    return os.spawnvp(os.P_WAIT, command[0], command)
+    # They read what the Python runtime recorded, from the repository's folder.
+    return subprocess.run(command, cwd=DEMO.parent).returncode
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m android_demo.tools.jvm", description=__doc__)
     parser.add_argument("action", choices=("classpath", "test"), help="classpath: what `java -cp` needs; test: JUnit")
-    parser.add_argument("--tests", action="store_true", help="the class path has the modules' tests and JUnit, too")
+    parser.add_argument("--tests", action="store_true", help="the class path has the modules' tests and JUnit too")
     arguments = parser.parse_args()
     if arguments.action == "test":
         sys.exit(run_tests(load()))

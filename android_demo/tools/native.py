@@ -27,7 +27,7 @@ def libraries(description: Description, abi: str) -> dict[str, list[Path]]:
 
 
 def runtime_libraries(runtime: Runtime, abi: str) -> list[Path]:
-    """A runtime's libraries under the names they are loaded by. Gradle reads `runtimes`, and has the rest from Maven."""
+    """A runtime's libraries under the names they are loaded by. Gradle reads `runtimes`; Maven has the rest."""
     folder = BUILD / ("lib" if runtime.maven else "runtimes") / abi
     placed = []
     for template in runtime.libraries:

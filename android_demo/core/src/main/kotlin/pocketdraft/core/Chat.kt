@@ -42,8 +42,8 @@ class Chat(private val session: Session, private val turns: ChatTurns?, private 
      * the answer. Throws [PocketdraftError] where the conversation does not fit, and is then as it was before.
      */
     fun ask(question: String, budget: Int, stopped: () -> Boolean, onPiece: (Piece) -> Unit) {
-        val asked = said + question.trim()
-        val rendered = if (turns == null) text + question else turns.render(asked)
+        val asked = if (turns == null) question else question.trim()
+        val rendered = turns?.render(said + asked) ?: (said + asked).joinToString("")
         val prompt = encode(rendered)
         session.begin(session.rewind(prompt), budget)
         val stream = tokenizer.stream()
@@ -60,10 +60,19 @@ class Chat(private val session: Session, private val turns: ChatTurns?, private 
             val answer = session.context.tokens.drop(prompt.size).toMutableList()
             if (session.context.finish == Finish.STOP) answer.removeLast() // the template spells it
             val spelled = tokenizer.decode(answer, withSpecial = true)
-            said += listOf(question.trim(), spelled)
+            said += listOf(asked, spelled)
             text = rendered + spelled
             tokens = prompt + answer
         }
+    }
+
+    /** Goes on from what was said [earlier], user and model in turn. */
+    fun resume(earlier: List<String>) {
+        if (said == earlier) return
+        said.clear()
+        said += earlier
+        text = ""
+        tokens = emptyList()
     }
 
     private fun piece(text: String, drafted: Boolean, onPiece: (Piece) -> Unit) {

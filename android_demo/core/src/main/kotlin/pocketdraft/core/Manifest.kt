@@ -43,6 +43,9 @@ data class Part(val file: String, val offset: Long, val size: Long)
 
 data class FileEntry(val sha256: String, val size: Long)
 
+/** What `pocketdraft tune` chose for this phone's kind: [drafter] "none" is plain decoding, for [reason]. */
+data class Tuned(val drafter: String, val drafts: Int, val reason: String)
+
 /** What `bundle.json` says; `runtime/manifest.py` owns the format. */
 class Manifest private constructor(val folder: File, root: Record) {
     val backend = root.choice("backend", Backend.entries)
@@ -63,11 +66,14 @@ class Manifest private constructor(val folder: File, root: Record) {
         FileEntry(file.text("sha256"), file.whole("size")).also { file.end() }
     }
 
+    val tuned: Tuned? = root.recordOrNull("tuned")?.let {
+        Tuned(it.text("drafter"), it.intOrNull("drafts") ?: 0, it.textOrNull("reason") ?: "")
+    }
+
     init {
         root.int("format_version")
         root.raw("versions")
         root.raw("drafter")
-        root.isNull("tuned")
         with(root.record("tokens")) {
             bos = intOrNull("bos")
             stop = ints("stop")

@@ -10,16 +10,17 @@ class ChatTest {
     private val turns = ChatTurns("<bos><|turn>user\n", "<turn|>\n<|turn>model\n", "<turn|>\n<|turn>user\n")
 
     @Test
-    fun `a second turn runs only what the first has not`() {
-        val engine = Counting(tokenizer.encodeRendered(" yes").first(), 5)
+    fun `a second turn runs only what the first has not, even where the answer would be cut otherwise now`() {
+        val engine = Counting(tokenizer.encodeRendered("s").single(), 5)
+        assertTrue(tokenizer.encodeRendered("sss").size < 3)
         val chat = Chat(Session.open(Target(engine), "none", 0), turns, tokenizer)
         val pieces = ArrayList<Piece>()
         chat.ask("hello", 3, { false }, pieces::add)
         assertEquals(listOf("hello", pieces.joinToString("") { it.text }), chat.said)
         val first = engine.written.size
         chat.ask("more", 2, { false }, {})
-        val whole = tokenizer.encodeRendered(turns.render(listOf("hello", chat.said[1], "more")))
-        assertEquals(whole, engine.sequence.take(whole.size))
+        assertEquals("sss", chat.said[1])
+        assertTrue(tokenizer.decode(engine.sequence, true).startsWith(turns.render(listOf("hello", "sss", "more"))))
         // All but the last answer's pending token lay in the cache already.
         assertTrue(engine.written.drop(first).min() >= first - 1)
         assertEquals(4, chat.said.size)

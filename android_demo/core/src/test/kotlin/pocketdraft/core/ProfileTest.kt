@@ -27,7 +27,7 @@ class ProfileTest {
     @Test
     fun `the files' digest stays the same when the choice of tune is written into the manifest`() {
         val tuned = Golden.read("sessions").first().getAsJsonObject("manifest")
-        tuned.add("tuned", JsonParser.parseString("{\"drafts\": 3}"))
+        tuned.add("tuned", JsonParser.parseString("{\"drafter\": \"mtp\", \"drafts\": 3, \"reason\": \"\"}"))
         assertEquals(filesDigest(manifest), filesDigest(Manifest.parse(File("bundle.json"), tuned.toString())))
     }
 
