@@ -63,7 +63,9 @@ def arm64() -> Machine:
     return Machine([*map(str, emulator), str(java), "-XX:TieredStopAtLevel=1"], folder, "aarch64")
 
 
-@pytest.fixture(params=[pytest.param("host", marks=pytest.mark.android), pytest.param("arm64", marks=pytest.mark.arm64)])
+@pytest.fixture(
+    params=[pytest.param("host", marks=pytest.mark.android), pytest.param("arm64", marks=pytest.mark.arm64)]
+)
 def machine(request: pytest.FixtureRequest) -> Machine:
     return request.getfixturevalue(request.param)
 
