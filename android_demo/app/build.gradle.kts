@@ -9,7 +9,7 @@ val described: Map<String, Any> by gradle.extra
 val jvm = described["app.jvm_target"] as String
 
 android {
-    namespace = described["app.id"] as String
+    namespace = described["app.namespace"] as String
     compileSdk = described["app.compile_sdk"] as Int
     defaultConfig {
         applicationId = described["app.id"] as String

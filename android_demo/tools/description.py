@@ -18,6 +18,7 @@ class BuildError(Exception):
 @dataclass(frozen=True)
 class App:
     id: str
+    namespace: str
     version_name: str
     version_code: int
     min_sdk: int
