@@ -1,4 +1,5 @@
 // The description that every build file here reads: runtimes.toml, as `described["app.min_sdk"]` and the like.
+import com.fasterxml.jackson.databind.ObjectMapper
 import com.fasterxml.jackson.dataformat.toml.TomlMapper
 
 buildscript {
@@ -24,5 +25,10 @@ fun flattened(key: String, value: Any?): Map<String, Any> = when (value) {
 }
 
 val toml: Map<*, *> = TomlMapper().readValue(file("runtimes.toml"), Map::class.java)
-gradle.extensions.extraProperties["described"] = flattened("", toml)
+val needed = (toml["modules"] as Map<*, *>).values.flatMap { (it as Map<*, *>)["runtimes"] as List<*> } + "kotlin-stdlib"
+val packed = (toml["runtimes"] as Map<*, *>).filterKeys { it in needed }.map { (name, runtime) ->
+    mapOf("name" to name) + (runtime as Map<*, *>).filterKeys { it == "version" || it == "licence" }
+}
+gradle.extensions.extraProperties["described"] =
+    flattened("", toml) + ("packed" to ObjectMapper().writeValueAsString(packed))
 (toml["modules"] as Map<*, *>).keys.forEach { include(":$it") }

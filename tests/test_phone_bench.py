@@ -72,9 +72,7 @@ def test_the_phone_s_profile_is_fetched_and_its_files_are_cleared_away(phone, bu
 
 
 def test_what_the_app_refuses_is_told_in_its_words(phone, bundle):
-    answer(
-        phone, bundle, '{"state": "failed", "share": 0, "message": "The bundle needs 900 MB"}'
-    )
+    answer(phone, bundle, '{"state": "failed", "share": 0, "message": "The bundle needs 900 MB"}')
     with pytest.raises(PocketdraftError, match=r"The app says: The bundle needs 900 MB"):
         measure(bundle)
     assert left(phone) == []

@@ -20,6 +20,7 @@ android {
         ndk { (described["app.abis"] as List<*>).forEach { abiFilters += "$it" } }
     }
     sourceSets["main"].kotlin.setSrcDirs(listOf(rootProject.file(described["modules.app.kotlin"]!!)))
+    sourceSets["main"].assets.setSrcDirs(listOf(layout.buildDirectory.dir("described-assets")))
     sourceSets["main"].res.setSrcDirs(listOf(rootProject.file(described["modules.app.resources"]!!)))
     sourceSets["main"].manifest.srcFile(rootProject.file(described["modules.app.manifest"]!!))
     // Libraries stored in the APK and mapped from it, aligned to 16 KB.
@@ -29,6 +30,22 @@ android {
         targetCompatibility = JavaVersion.toVersion(jvm)
     }
 }
+
+/** The assets that runtimes.toml lists, and runtimes.json: what is packed, for the app's last screen. */
+val describedAssets by tasks.registering {
+    val files = (described["modules.app.assets"] as List<*>).map { rootProject.file(it!!) }
+    val out = layout.buildDirectory.dir("described-assets")
+    val packed = described["packed"] as String
+    inputs.files(files)
+    inputs.property("packed", packed)
+    outputs.dir(out)
+    doLast {
+        files.forEach { it.copyTo(out.get().file(it.name).asFile, overwrite = true) }
+        out.get().file("runtimes.json").asFile.writeText(packed)
+    }
+}
+
+tasks.named("preBuild") { dependsOn(describedAssets) }
 
 kotlin { compilerOptions { jvmTarget = JvmTarget.fromTarget(jvm) } }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -20,6 +22,7 @@ from .steps import command, run, step
 APK = BUILD / "pocketdraft-demo.apk"
 ANDROID = "http://schemas.android.com/apk/res/android"
 PASSWORD = "pass:android"
+ABOUT = ("name", "version", "licence")  # what the app tells of each runtime
 
 
 def build(description: Description) -> None:
@@ -49,15 +52,21 @@ def resource_table(description: Description) -> Path:
     app = description.app
     module = description.modules["app"]
     manifest, resources = DEMO / str(module.manifest), DEMO / str(module.resources)
+    assets = [DEMO / asset for asset in module.assets]
+    packed = json.dumps([{key: vars(one)[key] for key in ABOUT} for one in description.packed_runtimes()])
     framework = UNPACKED / "framework-res/usr/share/android-framework-res/framework-res.apk"
 
     def make(folder: Path) -> None:
         (folder / "java").mkdir(parents=True)
         (folder / "AndroidManifest.xml").write_text(merged_manifest(manifest, app))
+        (folder / "assets").mkdir()
+        for asset in assets:
+            shutil.copy(asset, folder / "assets")
+        (folder / "assets" / "runtimes.json").write_text(packed)
         run("aapt2", "compile", "--dir", resources, "-o", folder / "compiled.zip")
         run(
             *("aapt2", "link", "-o", folder / "resources.apk", "-I", framework, "--java", folder / "java"),
-            *("--custom-package", app.namespace),
+            *("--custom-package", app.namespace, "-A", folder / "assets"),
             *("--manifest", folder / "AndroidManifest.xml", folder / "compiled.zip"),
             *("--min-sdk-version", str(app.min_sdk), "--target-sdk-version", str(app.target_sdk)),
             *("--version-code", str(app.version_code), "--version-name", app.version_name),
@@ -66,7 +75,7 @@ def resource_table(description: Description) -> Path:
             quiet=True,
         )
 
-    return step(BUILD / "resources", [manifest, resources, framework, str(app)], make)
+    return step(BUILD / "resources", [manifest, resources, framework, *assets, packed, str(app)], make)
 
 
 def merged_manifest(manifest: Path, app: App) -> str:

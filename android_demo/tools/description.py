@@ -42,6 +42,7 @@ class Module:
     cpp: str | None = None
     resources: str | None = None
     manifest: str | None = None
+    assets: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

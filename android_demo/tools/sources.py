@@ -79,7 +79,7 @@ def check_gradle(description: Description, demo: Path) -> None:
         name = gradle.relative_to(demo)
         if literal := re.search(r'"[^"]*src/[^"]*"', text):
             raise BuildError(f"{name} writes {literal[0]} down: take the folder from runtimes.toml.")
-        for key in ("kotlin", "tests", "resources", "manifest", "cpp"):
+        for key in ("kotlin", "tests", "resources", "manifest", "cpp", "assets"):
             if getattr(module, key) and f'described["modules.{module.name}.{key}"]' not in text:
                 raise BuildError(f'{name} leaves out described["modules.{module.name}.{key}"] of runtimes.toml.')
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scripted import VOCABULARY, ScriptedEngine, scripted_manifest
+from scripted import VOCABULARY, RingEngine, ScriptedEngine, scripted_manifest
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
@@ -53,6 +53,7 @@ class Case:
     stop: tuple[int, ...] = ()
     sampling: Sampling = GREEDY
     rule: Rule = "exact"
+    ring: bool = False
 
 
 PROMPT = (3, 1, 4, 1, 5, 9)
@@ -69,6 +70,18 @@ CASES = (
     Case("a second turn", (Turn(PROMPT, 4), Turn((7, 7), 5))),
     Case("a conversation that shares its beginning", (Turn(PROMPT, 5), Turn((3, 1, 4, 2, 6), 5, rewind=True))),
     Case("a conversation that is known already", (Turn(PROMPT, 5), Turn((3, 1, 4), 5, rewind=True))),
+    Case(
+        "a ring that still holds what is gone back to",
+        (Turn((*PROMPT, *PROMPT), 4), Turn((*PROMPT, 3, 1, 4, 1, 5, 2), 4, rewind=True)),
+        drafter="prompt_lookup",
+        ring=True,
+    ),
+    Case(
+        "a ring that has lost it",
+        (Turn((*PROMPT, *PROMPT), 6), Turn((*PROMPT, 2), 4, rewind=True)),
+        drafter="none",
+        ring=True,
+    ),
     Case("exact match", (Turn(PROMPT, 12),), sampling=WARM),
     Case("rejection", (Turn(PROMPT, 14),), sampling=Sampling(temperature=2.5, seed=5), rule="rejection"),
     Case(
@@ -85,22 +98,28 @@ CASES = (
 )
 
 
-class RecordingEngine(ScriptedEngine):
-    """The scripted engine, its one-hot logits blurred by a function of themselves, so that there is what to sample."""
+class Recorder:
+    """A scripted engine's calls, its one-hot logits blurred by a function of themselves: so there is what to sample."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__(manifest)
-        self.recorded: list[Json] = []
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.manifest, self.calls = engine.manifest, list[Json]()
+        self.new_cache, self.fork, self.close = engine.new_cache, engine.fork, engine.close
+        self._engine = engine
 
     def run(self, graph: str, inputs: Any, cache: Any = None) -> dict[str, Any]:
-        outputs = super().run(graph, inputs, cache)
+        outputs = self._engine.run(graph, inputs, cache)
         if "logits" in outputs:
             outputs["logits"] = outputs["logits"] + self._blur(graph, outputs["logits"].shape)
-        self.recorded.append({"graph": graph, "inputs": _flat(inputs), "outputs": _flat(outputs)})
+        if "activations" in outputs:
+            outputs["activations"] = outputs["activations"][..., :1]  # a ring's hidden states say nothing
+        self.calls.append({"graph": graph, "inputs": _flat(inputs), "outputs": _flat(outputs)})
         return outputs
 
+    def read_kv(self, cache: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
     def _blur(self, graph: str, shape: tuple[int, ...]) -> Any:
-        digest = hashlib.blake2b(f"{graph}{len(self.recorded)}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{graph}{len(self.calls)}".encode(), digest_size=8).digest()
         steps = np.random.default_rng(int.from_bytes(digest, "big")).integers(0, 900, shape)
         return (steps / 1024).astype(np.float32)  # exact in JSON, and below the scripted token's 1
 
@@ -191,7 +210,8 @@ def write() -> None:
 
 
 def _session(case: Case) -> Json:
-    engine = RecordingEngine(manifest(case.stop))
+    scripted = RingEngine(manifest(case.stop)) if case.ring else ScriptedEngine(manifest(case.stop))
+    engine = Recorder(scripted)
     sampler = Sampler(case.sampling, case.rule)
     session, rounds = open_session(engine, case.drafter, case.drafts, sampler=sampler), []
     for turn in case.turns:
@@ -205,7 +225,7 @@ def _session(case: Case) -> Json:
         "drafter": case.drafter,
         "drafts": case.drafts,
         "turns": [asdict(turn) for turn in case.turns],
-        "calls": engine.recorded,
+        "calls": engine.calls,
         "rounds": rounds,
         "stats": stats,
     }
