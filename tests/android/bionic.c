@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,6 +53,21 @@ int bionic_sigemptyset(void *set) { return 0; }
 int bionic_sigfillset(void *set) { return 0; }
 int bionic_sigprocmask(int how, const void *set, void *old) { return 0; }
 int bionic_pthread_sigmask(int how, const void *set, void *old) { return 0; }
+
+/* Its mutexes and attributes of threads are smaller than glibc's on arm64. */
+int bionic_pthread_mutex_init(void *mutex, const pthread_mutexattr_t *attributes) {
+    pthread_mutex_t made;
+    int failed = pthread_mutex_init(&made, attributes);
+    memcpy(mutex, &made, 40);
+    return failed;
+}
+int bionic_pthread_attr_init(void *attributes) { return 0; }
+int bionic_pthread_attr_destroy(void *attributes) { return 0; }
+int bionic_pthread_attr_setdetachstate(void *attributes, int state) { return 0; }
+int bionic_pthread_attr_setstacksize(void *attributes, size_t size) { return 0; }
+int bionic_pthread_create(pthread_t *thread, const void *attributes, void *(*start)(void *), void *argument) {
+    return pthread_create(thread, NULL, start, argument);
+}
 
 /* Its standard streams are an array that glibc's functions do not know. */
 extern char *streams;

@@ -16,13 +16,17 @@ HERE = Path(__file__).parent
 # The versions that symbols of Android's libc.so, libm.so and libdl.so have.
 VERSIONS = ("LIBC", "LIBC_N", "LIBC_O", "LIBC_P", "LIBC_Q", "LIBC_R")
 VARIABLES = {"stdin", "stdout", "stderr", "environ", "__sF", "timezone", "tzname"}
+JUMPS = {
+    "x86_64": "    jmp *{slot}(%rip)",
+    "aarch64": "    adrp x16, {slot}\n    ldr x16, [x16, :lo12:{slot}]\n    br x16",
+}
 PAGE = 16384
 PACKED, PACKED_SIZE, RELOCATIONS, RELOCATIONS_SIZE = 0x60000011, 0x60000012, 7, 8
 NOTE, READ = 4, 4
 ROW = struct.Struct("<QQq")
 
 
-def stand_in(folder: Path) -> None:
+def stand_in(folder: Path, machine: str) -> None:
     """Makes a folder of Android's libraries loadable with LD_LIBRARY_PATH: adds the libraries that they need."""
     files = list(folder.glob("*.so"))
     for file in files:
@@ -34,10 +38,10 @@ def stand_in(folder: Path) -> None:
     made.mkdir()
     words = ",\n".join(f'    "{name}"' for name in functions)
     (made / "names.h").write_text(f"static const char *const names[] = {{\n{words}\n}};\n")
-    (made / "jumps.s").write_text("\n".join(jump(at, name) for at, name in enumerate(functions)) + "\n")
+    (made / "jumps.s").write_text("\n".join(jump(at, name, machine) for at, name in enumerate(functions)) + "\n")
     older = [f"{version} {{ global: *; }};" if not at else f"{version} {{}};" for at, version in enumerate(VERSIONS)]
     (made / "versions.map").write_text("\n".join(older) + "\n")
-    flags = ["clang", "-w", "-O1", "-fPIC", "-shared", "-fno-builtin", "-fuse-ld=lld"]
+    flags = ["clang", f"--target={machine}-linux-gnu", "-w", "-O1", "-fPIC", "-shared", "-fno-builtin", "-fuse-ld=lld"]
     versioned = [*flags, "-nostdlib", f"-Wl,--version-script={made / 'versions.map'}"]
 
     def build(command: list[str], name: str, *sources: Path) -> None:
@@ -51,13 +55,13 @@ def stand_in(folder: Path) -> None:
         build(versioned, name, made / "empty.c")
 
 
-def jump(at: int, name: str) -> str:
+def jump(at: int, name: str, machine: str) -> str:
     """A function that jumps through its slot, under each version that a library may ask for."""
     lines = [f".globl {name}", f".type {name}, @function", f"{name}:"]
     for version in VERSIONS[1:]:
         alias = f"{name}.{version}"
         lines += [f".globl {alias}", f".type {alias}, @function", f".symver {alias}, {name}@{version}", f"{alias}:"]
-    return "\n".join([".text", *lines, f"    jmp *slots + {8 * at}(%rip)"])
+    return "\n".join([".text", *lines, JUMPS[machine].format(slot=f"slots + {8 * at}")])
 
 
 def unpacked(library: bytes) -> bytes:
