@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes an arm64 Python with the interpreters that run a bundle, an arm64 JVM, and an emulator for them, under FOLDER. For Debian and
-# its kin: packages are only downloaded and unpacked, so nothing here needs root or changes the system. One thing it
-# takes from the system: the compiler aarch64-linux-gnu-g++ (package g++-aarch64-linux-gnu).
+# Makes an arm64 Python with the interpreters that run a bundle, an arm64 JVM, and an emulator for both, under FOLDER.
+# For Debian and its kin: packages are only downloaded and unpacked, so nothing here needs root or changes the system.
+# One thing it takes from the system: the compiler aarch64-linux-gnu-g++ (package g++-aarch64-linux-gnu).
 #
 #   tests/arm64/setup.sh [FOLDER, default build/arm64]
 set -euo pipefail
