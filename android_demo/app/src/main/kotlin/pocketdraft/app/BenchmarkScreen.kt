@@ -4,17 +4,22 @@ import android.content.Context
 import android.view.View
 import android.widget.ScrollView
 import java.io.File
+import pocketdraft.core.Backend
 import pocketdraft.core.DomainResult
 
 /** The standard prompts, plain and drafted in turn; and the profile that `pocketdraft tune` takes. */
 class BenchmarkScreen(private val context: Context, private val demo: Demo, private val save: (File) -> Unit) : Screen {
     private val start = context.button(context.getString(R.string.start_benchmark)) { demo.benchmark() }
     private val export = context.button(context.getString(R.string.save_profile)) { demo.profile?.let(save) }
+    private val vendor = context.button(context.getString(R.string.measure_litert_lm)) { demo.benchmarkLiteRTLM() }
+    private val vendorResult = context.label("", TextSize.SMALL)
     private val table = context.column()
     override val view: View = context.column(
         context.title(context.getString(R.string.benchmark)),
         context.label(context.getString(R.string.benchmark_explained), TextSize.SMALL, R.color.muted),
         context.row(start.stretched(), export.stretched()),
+        vendor,
+        vendorResult,
         ScrollView(context).apply { addView(table) }.stretched(vertical = true),
     )
     private var shown: List<DomainResult>? = null
@@ -22,6 +27,12 @@ class BenchmarkScreen(private val context: Context, private val demo: Demo, priv
     override fun refresh() {
         start.isEnabled = demo.opened != null && demo.doing == null
         export.isEnabled = demo.profile != null
+        val manifest = demo.opened?.manifest
+        vendor.shownIf(manifest?.backend == Backend.LITERT)
+        vendor.isEnabled = demo.doing == null
+        val speeds = demo.liteRTLM[manifest?.folder]
+        vendorResult.text = speeds?.let { (plain, drafted) -> context.getString(R.string.litert_lm_line, plain, drafted) }
+        vendorResult.shownIf(speeds != null)
         if (demo.results == shown) return
         shown = demo.results
         table.show(demo.results.map(::card))

@@ -14,7 +14,9 @@ import pocketdraft.core.PocketdraftError
 import pocketdraft.core.Profile
 import pocketdraft.core.Prompt
 import pocketdraft.core.Stats
+import pocketdraft.core.median
 import pocketdraft.core.memoryBandwidth
+import pocketdraft.engines.LiteRTLM
 
 /** A question and what came of it, as it grows. [plain] is null where nobody compares. */
 class Exchange(val question: String, compare: Boolean) {
@@ -41,6 +43,9 @@ class Demo(val phone: Phone) {
         private set
     var profile: File? = null
         private set
+
+    /** By bundle: tokens/s of LiteRT-LM's own loop, plain and drafted. */
+    val liteRTLM = HashMap<File, Pair<Double, Double>>()
 
     /** What is being done, or null; and what a user must be told, until the next work begins. */
     var doing: String? = null
@@ -97,7 +102,7 @@ class Demo(val phone: Phone) {
         val prompts = Prompt.parse(phone.asset("prompts.jsonl").lineSequence(), PROMPTS_PER_DOMAIN)
         val bandwidth = memoryBandwidth(bundle.manifest, THREADS)
         val before = bundle.target.lookups to bundle.target.lookupsRun
-        val found = Benchmark(bundle.target, bundle.tokenizer, prompts, bundle.drafts).run(::isStopped) { share, _ ->
+        val found = Benchmark(bundle.target, bundle.tokenizer, prompts, bundle.drafts, BENCHMARK_TOKENS).run(::isStopped) { share, _ ->
             show { doing = phone.text(R.string.benchmarking_share, (share * 90).toInt()) }
             run?.let { Status.write(phone, it, "running", share * 0.9) }
         }
@@ -113,6 +118,30 @@ class Demo(val phone: Phone) {
         }
         run?.let { Status.write(phone, it, "done", 1.0) }
     }
+
+    /** LiteRT-LM's own loop on the same prompts. Our engine makes room for it, and is opened again after. */
+    fun benchmarkLiteRTLM() = work(phone.text(R.string.measuring_litert_lm)) {
+        val bundle = opened ?: throw PocketdraftError(phone.text(R.string.no_bundle))
+        val folder = bundle.manifest.folder
+        val file = File(folder, bundle.manifest.parts.getValue("target").file)
+        val prompts = Prompt.parse(phone.asset("prompts.jsonl").lineSequence(), PROMPTS_PER_DOMAIN)
+        show { forget() }
+        bundle.close()
+        try {
+            val (plain, drafted) = listOf(false, true).map { speculate -> liteRTLMSpeed(file, prompts, speculate) }
+            show { liteRTLM[folder] = plain to drafted }
+        } finally {
+            main.post { open(folder) }
+        }
+    }
+
+    private fun liteRTLMSpeed(file: File, prompts: List<Prompt>, speculate: Boolean): Double =
+        LiteRTLM.open(file, THREADS, speculate, phone.cache).use { engine ->
+            median(prompts.map { prompt ->
+                if (isStopped()) throw PocketdraftError(phone.text(R.string.stopped))
+                engine.generate(prompt.text, BENCHMARK_TOKENS).tokensPerSecond
+            })
+        }
 
     /** Opens a bundle and runs the benchmark: what `pocketdraft phone-bench` asks for. */
     fun benchmark(bundle: String, run: String) {
@@ -192,6 +221,7 @@ class Demo(val phone: Phone) {
         const val THREADS = 4
         const val ANSWER_TOKENS = 256
         const val PROMPTS_PER_DOMAIN = 2
+        const val BENCHMARK_TOKENS = 64
     }
 }
 

@@ -22,6 +22,8 @@ class Phone(private val context: Context) {
     val copies get() = places.last()
     val conversations get() = File(context.filesDir, "conversations").apply { mkdirs() }
 
+    val cache: File get() = context.cacheDir
+
     /** Readable over adb, by `pocketdraft phone-bench`. */
     val results: File get() = File(context.getExternalFilesDir(null) ?: context.filesDir, "results").apply { mkdirs() }
 
