@@ -33,16 +33,8 @@ def build(folder: Path, packages: Sequence[Path], compilers: str = "") -> Path:
 
     def link(name: str, compiler: str, sources: list[str], flags: list[str], libraries: list[str], found: Path) -> None:
         target = folder / f"libpocketdraft_{name}.so"
-        command = [
-            compilers + compiler,
-            "-O2",
-            "-fPIC",
-            "-shared",
-            *flags,
-            *jni(),
-            *(str(CPP / one) for one in sources),
-        ]
-        command += ["-o", str(target), f"-L{found}", *libraries, f"-Wl,-rpath,{found}"]
+        command = [compilers + compiler, "-O2", "-fPIC", "-shared", *flags, *jni(), "-o", str(target)]
+        command += [*(str(CPP / source) for source in sources), f"-L{found}", *libraries, f"-Wl,-rpath,{found}"]
         subprocess.run(command, check=True)
 
     link("litert", "gcc", ["litert_jni.c", "litert_lm_jni.c"], C, ["-llitert-lm"], litert_lm)

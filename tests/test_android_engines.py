@@ -107,7 +107,7 @@ def java(machine: Machine, classpath: str, *arguments: str, stdin: str = "") -> 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("recipe", ["f32", "mixed"])
 def test_tokens_are_python_s(make_trained_bundle, machine, classpath, ours, backend, recipe):
-    """Float32 token for token. Quantized, the runtime's other build may round the other way; drafted is plain anyhow."""
+    """Float32 token for token. Quantized, another build of a runtime may round otherwise; drafted is plain anyhow."""
     prompts, tokens = ours(recipe, backend)
     job = {"bundle": str(make_trained_bundle(recipe, backend)), "prompts": prompts, "budget": BUDGET}
     job |= {"drafters": ["none", "mtp"], "drafts": 4, "threads": 1}
@@ -123,6 +123,7 @@ def test_tokens_are_python_s(make_trained_bundle, machine, classpath, ours, back
 def test_engines_share_kv_and_refuse_what_is_wrong(make_trained_bundle, machine, classpath):
     """JUnit's tests of the engines, and of LiteRT-LM behind the same shim."""
     bundles = os.pathsep.join(str(make_trained_bundle("f32", backend)) for backend in BACKENDS)
-    output = java(machine, f"{classpath}", f"-Dpocketdraft.bundles={bundles}", "org.junit.runner.JUnitCore", *TESTS)
+    output = java(machine, classpath, f"-Dpocketdraft.bundles={bundles}", "org.junit.runner.JUnitCore", *TESTS)
     count = re.search(r"^OK \((\d+) tests\)", output, re.MULTILINE)
-    assert count and int(count[1]) >= 9 * len(BACKENDS) + 5, output[-3000:]
+    assert count, output[-3000:]
+    assert int(count[1]) >= 9 * len(BACKENDS) + 5
