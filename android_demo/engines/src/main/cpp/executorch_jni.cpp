@@ -64,7 +64,8 @@ NATIVE(void, threads)(JNIEnv*, jobject, jint count) {
 }
 
 NATIVE(jlong, program)(JNIEnv* env, jobject, jstring path) {
-  auto* module = new Module(text(env, path), Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
+  const auto file = text(env, path);
+  auto* module = new Module(file, Module::LoadMode::Mmap, nullptr, nullptr, nullptr, /*share_memory_arenas=*/true);
   if (passed(env, module->load(), "the program")) return reinterpret_cast<jlong>(module);
   delete module;
   return 0;
@@ -104,7 +105,7 @@ NATIVE(void, run)(JNIEnv* env, jobject, jlong program, jstring method, jobjectAr
     void* into = env->GetDirectBufferAddress(buffer);
     env->DeleteLocalRef(buffer);
     if (i >= made->size() || !(*made)[i].isTensor() || (*made)[i].toTensor().nbytes() != room) {
-      return fail(env, name + " gives something else than " + std::to_string(room) + " bytes as output " + std::to_string(i));
+      return fail(env, name + " gives no " + std::to_string(room) + " bytes as output " + std::to_string(i));
     }
     std::memcpy(into, (*made)[i].toTensor().const_data_ptr(), room);
   }

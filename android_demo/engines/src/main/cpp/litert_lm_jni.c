@@ -17,7 +17,8 @@ enum { TEXT = 0, TOP_P = 2, ERROR = 4 };
 void litert_lm_set_min_log_level(int);
 const char *litert_lm_get_last_error_message(void);
 
-Settings *litert_lm_engine_settings_create(const char *file, const char *backend, const char *vision, const char *audio);
+Settings *litert_lm_engine_settings_create(const char *file, const char *backend, const char *vision,
+                                           const char *audio);
 void litert_lm_engine_settings_set_num_threads(Settings *, int);
 void litert_lm_engine_settings_set_cache_dir(Settings *, const char *);
 void litert_lm_engine_settings_set_enable_speculative_decoding(Settings *, bool);

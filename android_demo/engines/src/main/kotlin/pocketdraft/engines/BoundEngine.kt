@@ -63,7 +63,7 @@ internal class BoundEngine(override val manifest: Manifest, private val runtime:
         val spec = graphs.named(graph)
         val tensors = own.getOrPut(graph) { OwnTensors(runtime, spec) }
         tensors.write(inputs)
-        val kv = kv(spec, cache)
+        val kv: KV = if (spec.inputs.any { it.isKV }) kvOf(cache, spec) else noKV
         val bound = kv.bound.getOrPut(graph) { bind(spec, tensors, kv) }
         native({ "$graph of ${manifest.folder} failed: $it; export the bundle again." }) {
             runtime.run(spec, bound.inputs, bound.outputs)
@@ -77,13 +77,6 @@ internal class BoundEngine(override val manifest: Manifest, private val runtime:
         sequences.close()
         own.values.forEach { it.free(runtime) }
         runtime.close()
-    }
-
-    private fun kv(graph: GraphSpec, cache: Any?): KV {
-        if (graph.inputs.none { it.isKV }) return noKV
-        @Suppress("UNCHECKED_CAST")
-        return (cache as? Sequence<KV>)?.kv
-            ?: throw PocketdraftError("${graph.name} reads K/V and was run with no cache; give it one of newCache().")
     }
 
     private fun bind(graph: GraphSpec, tensors: OwnTensors, kv: KV): Bound {
@@ -110,7 +103,7 @@ private class OwnTensors(private val runtime: TensorRuntime, private val graph: 
         for ((spec, memory) in writes) {
             memory.clear()
             if (spec.name == SLOTS_NAME) {
-                writeSlots(memory, given.getValue("input_pos").getInt(0))
+                writeSlots(memory, given.given(graph, graph.inputs.first { it.name == "input_pos" }).getInt(0))
             } else {
                 memory.put(given.given(graph, spec).duplicate().apply { clear() })
             }

@@ -58,7 +58,14 @@ internal inline fun <T> native(sentence: (String) -> String, call: () -> T): T =
 
 /** A graph of the bundle. Throws [PocketdraftError] if there is none of that name. */
 internal fun <G> Map<String, G>.named(graph: String): G =
-    this[graph] ?: throw PocketdraftError("The bundle has no graph '$graph', it has ${keys.joinToString()}; run one of those.")
+    this[graph] ?: throw PocketdraftError("The bundle has no graph '$graph', run one of ${keys.joinToString()}.")
+
+/** What [newCache][pocketdraft.core.Engine.newCache] gave. Throws [PocketdraftError] if it is something else. */
+internal fun <KV> kvOf(cache: Any?, graph: GraphSpec): KV {
+    @Suppress("UNCHECKED_CAST")
+    return (cache as? Sequence<KV>)?.kv
+        ?: throw PocketdraftError("${graph.name} reads K/V and was run with no cache; give it one of newCache().")
+}
 
 /** The buffer given for an input. Throws [PocketdraftError] if it is missing, of another size or not direct. */
 internal fun Map<String, ByteBuffer>.given(graph: GraphSpec, tensor: TensorSpec): ByteBuffer {

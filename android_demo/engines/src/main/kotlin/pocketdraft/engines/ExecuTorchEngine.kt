@@ -72,12 +72,8 @@ internal class ExecuTorchEngine(override val manifest: Manifest, threads: Int) :
         sequences.close()
     }
 
-    private fun program(method: Method, cache: Any?): Long {
-        if (method.spec.inputs.none { it.isKV }) return embedders.kv
-        @Suppress("UNCHECKED_CAST")
-        return (cache as? Sequence<Long>)?.kv
-            ?: throw PocketdraftError("${method.spec.name} reads K/V and was run with no cache; give it one of newCache().")
-    }
+    private fun program(method: Method, cache: Any?): Long =
+        if (method.spec.inputs.any { it.isKV }) kvOf(cache, method.spec) else embedders.kv
 
     private fun open(): Long = native({ "ExecuTorch cannot open $path: $it; export again." }) {
         val program = ExecuTorchNative.program(path)

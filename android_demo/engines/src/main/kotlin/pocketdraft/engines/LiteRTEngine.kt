@@ -21,7 +21,14 @@ internal object LiteRTNative {
     external fun tensors(model: Long, signature: Int, outputs: Boolean): Array<String>
     external fun compile(environment: Long, model: Long, threads: Int, cache: String): Long
     external fun closeCompiled(compiled: Long)
-    external fun buffer(environment: Long, model: Long, compiled: Long, signature: Int, index: Int, output: Boolean): Long
+    external fun buffer(
+        environment: Long,
+        model: Long,
+        compiled: Long,
+        signature: Int,
+        index: Int,
+        output: Boolean,
+    ): Long
     external fun memory(buffer: Long): ByteBuffer
     external fun clear(buffer: Long)
     external fun closeBuffer(buffer: Long)
@@ -33,7 +40,9 @@ internal class LiteRTRuntime(private val manifest: Manifest, threads: Int) : Ten
     /** [data] must live as long as the model that was made of it. */
     private class Model(val data: ByteBuffer, val model: Long, val compiled: Long, val signatures: List<String>)
 
-    private val environment = LiteRTNative.environment()
+    private val environment = native({ "LiteRT does not start: $it; install the app again." }) {
+        LiteRTNative.environment()
+    }
     private val models = HashMap<String, Model>()
 
     init {
@@ -46,7 +55,7 @@ internal class LiteRTRuntime(private val manifest: Manifest, threads: Int) : Ten
                 models[name] = open(name, part, threads, cache)
             }
             manifest.graphs.forEach { signature(it) }
-        } catch (error: PocketdraftError) {
+        } catch (error: Exception) {
             close()
             throw error
         } finally {
@@ -63,7 +72,7 @@ internal class LiteRTRuntime(private val manifest: Manifest, threads: Int) : Ten
         val part = part(graph)
         val index = order(graph).let { if (output) it.second else it.first }.indexOf(spec.name)
         if (index < 0) throw PocketdraftError("${graph.name} has no '${spec.name}', the manifest has; export again.")
-        return native({ "LiteRT makes no buffer for ${spec.name} of ${graph.name}: $it; close other apps and try again." }) {
+        return native({ "LiteRT makes no ${spec.name} for ${graph.name}: $it; close other apps and try again." }) {
             LiteRTNative.buffer(environment, part.model, part.compiled, signature(graph), index, output)
         }
     }
@@ -72,7 +81,7 @@ internal class LiteRTRuntime(private val manifest: Manifest, threads: Int) : Ten
         val memory = LiteRTNative.memory(tensor)
         if (memory.capacity() != spec.bytes) {
             throw PocketdraftError(
-                "${spec.name} has ${memory.capacity()} bytes in the graph and ${spec.bytes} in the manifest; export again.",
+                "${spec.name} has ${memory.capacity()} bytes, ${spec.bytes} by the manifest; export again.",
             )
         }
         return memory
@@ -98,14 +107,18 @@ internal class LiteRTRuntime(private val manifest: Manifest, threads: Int) : Ten
 
     private fun signature(graph: GraphSpec): Int {
         val index = part(graph).signatures.indexOf(graph.name)
-        if (index < 0) throw PocketdraftError("The ${graph.part} has no graph '${graph.name}', the manifest has; export again.")
+        if (index < 0) {
+            throw PocketdraftError("The ${graph.part} has no graph '${graph.name}', the manifest has; export again.")
+        }
         return index
     }
 
     private fun open(name: String, part: Part, threads: Int, cache: String): Model {
         val file = File(manifest.folder, part.file)
         if (part.size > Int.MAX_VALUE) {
-            throw PocketdraftError("The $name has ${part.size} bytes, one mapping holds ${Int.MAX_VALUE}; quantize it to fewer bits.")
+            throw PocketdraftError(
+                "The $name has ${part.size} bytes, a mapping holds ${Int.MAX_VALUE}; export it with fewer bits.",
+            )
         }
         if (part.offset + part.size > file.length()) {
             throw PocketdraftError(
@@ -116,7 +129,8 @@ internal class LiteRTRuntime(private val manifest: Manifest, threads: Int) : Ten
         return native({ "LiteRT cannot open the $name of $file: $it; export again." }) {
             val model = LiteRTNative.model(environment, data)
             try {
-                Model(data, model, LiteRTNative.compile(environment, model, threads, cache), LiteRTNative.signatures(model).toList())
+                val signatures = LiteRTNative.signatures(model).toList()
+                Model(data, model, LiteRTNative.compile(environment, model, threads, cache), signatures)
             } catch (error: RuntimeException) {
                 LiteRTNative.closeModel(model)
                 throw error

@@ -41,7 +41,10 @@ class LiteRTLM private constructor(private val file: File, private var engine: L
     private val lock = Any()
     private var session = 0L
 
-    /** Greedily continues [text], with no template around it; [onText] sees what comes, on LiteRT-LM's thread. */
+    /**
+     * Greedily continues [text], with no template around it. [onText] sees what comes, on LiteRT-LM's thread, and must
+     * not throw. Throws [PocketdraftError].
+     */
     fun generate(text: String, maxTokens: Int, onText: (String) -> Unit = {}): LiteRTLMReply {
         if (engine == 0L) throw PocketdraftError("LiteRT-LM on $file is closed; open it again.")
         return failing {
@@ -50,8 +53,15 @@ class LiteRTLM private constructor(private val file: File, private var engine: L
                 LiteRTLMNative.prefill(session, text.encodeToByteArray())
                 val stream = Stream(onText)
                 val listener = LiteRTLMNative.decode(session, stream)
-                stream.await()
-                LiteRTLMNative.release(listener)
+                try {
+                    stream.await()
+                } catch (interrupted: InterruptedException) {
+                    LiteRTLMNative.cancel(session)
+                    stream.await()
+                    throw interrupted
+                } finally {
+                    LiteRTLMNative.release(listener)
+                }
                 reply(stream)
             } finally {
                 synchronized(lock) {
@@ -81,7 +91,8 @@ class LiteRTLM private constructor(private val file: File, private var engine: L
         )
     }
 
-    private inline fun <T> failing(call: () -> T): T = native({ "LiteRT-LM cannot run $file: $it; export again." }, call)
+    private inline fun <T> failing(call: () -> T): T =
+        native({ "LiteRT-LM cannot run $file: $it; export again." }, call)
 
     companion object {
         /**

@@ -18,7 +18,13 @@ internal object ONNXNative {
     external fun memory(value: Long, size: Long): ByteBuffer
     external fun closeValue(value: Long)
     external fun address(buffer: ByteBuffer): Long
-    external fun run(session: Long, inputNames: LongArray, inputs: LongArray, outputNames: LongArray, outputs: LongArray)
+    external fun run(
+        session: Long,
+        inputNames: LongArray,
+        inputs: LongArray,
+        outputNames: LongArray,
+        outputs: LongArray,
+    )
 }
 
 private const val PRESENT = "present." // before the name of K/V that a graph gives back
@@ -26,9 +32,14 @@ private const val PRESENT = "present." // before the name of K/V that a graph gi
 /** ONNX Runtime on the CPU: one session a family of graphs, whatever the width. */
 internal class ONNXRuntime(manifest: Manifest, threads: Int) : TensorRuntime {
     /** A graph's names as C strings. */
-    private class Names(val inputs: CStrings, val outputs: CStrings)
+    private class Names(graph: GraphSpec) {
+        val inputs = CStrings(graph.inputs.map { it.name })
+        val outputs = CStrings(graph.outputs.map { if (it.isKV) PRESENT + it.name else it.name })
+    }
 
-    private val environment = ONNXNative.environment()
+    private val environment = native({ "ONNX Runtime does not start: $it; install the app again." }) {
+        ONNXNative.environment()
+    }
     private val sessions = HashMap<String, Long>()
     private val names = HashMap<String, Names>()
 
@@ -40,7 +51,7 @@ internal class ONNXRuntime(manifest: Manifest, threads: Int) : TensorRuntime {
                     ONNXNative.session(environment, path, threads)
                 }
             }
-        } catch (error: PocketdraftError) {
+        } catch (error: Exception) {
             close()
             throw error
         }
@@ -72,10 +83,9 @@ internal class ONNXRuntime(manifest: Manifest, threads: Int) : TensorRuntime {
     override fun free(tensor: Long) = ONNXNative.closeValue(tensor)
 
     override fun run(graph: GraphSpec, inputs: LongArray, outputs: LongArray) {
-        val names = names.getOrPut(graph.name) {
-            Names(CStrings(graph.inputs.map { it.name }), CStrings(graph.outputs.map { if (it.isKV) PRESENT + it.name else it.name }))
-        }
-        ONNXNative.run(sessions.getValue(graph.family), names.inputs.addresses, inputs, names.outputs.addresses, outputs)
+        val names = names.getOrPut(graph.name) { Names(graph) }
+        val session = sessions.getValue(graph.family)
+        ONNXNative.run(session, names.inputs.addresses, inputs, names.outputs.addresses, outputs)
     }
 
     override fun close() {

@@ -13,7 +13,11 @@ internal class Sequence<KV>(val kv: KV)
  * Native K/V by sequence. What no [Sequence] refers to any more serves the next one, so that a chat of many sequences
  * takes the memory of those that live at a time.
  */
-internal class Sequences<KV>(private val create: () -> KV, private val renew: (KV) -> Unit, private val free: (KV) -> Unit) {
+internal class Sequences<KV>(
+    private val create: () -> KV,
+    private val renew: (KV) -> Unit,
+    private val free: (KV) -> Unit,
+) {
     private val dropped = ReferenceQueue<Sequence<KV>>()
     private val owned = HashMap<Reference<*>, KV>()
 

@@ -56,7 +56,8 @@ class LiteRTLMTest {
         val cache = Files.createTempDirectory("pocketdraft-test-").toFile()
         val other = File(bundle, "tokenizer.json")
         assertRefused("$other", "again") { LiteRTLM.open(other, 1, speculate = false, cache) }
-        assertRefused("closed") { LiteRTLM.open(file, 1, speculate = false, cache).also { it.close() }.generate(TEXT, 1) }
+        val closed = LiteRTLM.open(file, 1, speculate = false, cache).also { it.close() }
+        assertRefused("closed") { closed.generate(TEXT, 1) }
         cache.deleteRecursively()
     }
 
