@@ -13,7 +13,7 @@ from pathlib import Path
 from . import native
 from .apk import Entry, pack
 from .checks import check_apk
-from .description import BUILD, DEMO, BuildError, Description, load
+from .description import BUILD, DEMO, App, BuildError, Description, load
 from .fetch import fetch_all
 from .jvm import SHORT_LIVED, UNPACKED, android_jar, module_jar, runtime_jars
 from .sources import check_sources
@@ -58,7 +58,7 @@ def resource_table(description: Description) -> Path:
 
     def make(folder: Path) -> None:
         (folder / "java").mkdir(parents=True)
-        (folder / "AndroidManifest.xml").write_text(merged_manifest(manifest, app.id))
+        (folder / "AndroidManifest.xml").write_text(merged_manifest(manifest, app))
         (folder / "assets").mkdir()
         for asset in assets:
             shutil.copy(asset, folder / "assets")
@@ -71,20 +71,26 @@ def resource_table(description: Description) -> Path:
             *("--min-sdk-version", str(app.min_sdk), "--target-sdk-version", str(app.target_sdk)),
             *("--version-code", str(app.version_code), "--version-name", app.version_name),
             *("--compile-sdk-version-code", str(app.compile_sdk), "--compile-sdk-version-name", str(app.compile_sdk)),
+            # Debian 12's aapt2 warns of a chunk in Debian 13's resources that it does not know and we do not use.
+            quiet=True,
         )
 
     return step(BUILD / "resources", [manifest, resources, framework, *assets, packed, str(app)], make)
 
 
-def merged_manifest(manifest: Path, app_id: str) -> str:
-    """The manifest with what Android's Gradle plugin would add: the package, and libraries mapped from the APK."""
+def merged_manifest(manifest: Path, app: App) -> str:
+    """The manifest as Android's Gradle plugin would merge it: package, full names, libraries mapped from the APK."""
     ElementTree.register_namespace("android", ANDROID)
     root = ElementTree.parse(manifest).getroot()
-    root.set("package", app_id)
+    root.set("package", app.id)
     application = root.find("application")
     if application is None:
         raise BuildError(f"{manifest} has no <application>: an app needs one.")
     application.set(f"{{{ANDROID}}}extractNativeLibs", "false")
+    for element in application.iter():
+        name = element.get(f"{{{ANDROID}}}name", "")
+        if name.startswith("."):
+            element.set(f"{{{ANDROID}}}name", app.namespace + name)
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes an arm64 Python with the interpreters that run a bundle, and an emulator for it, under FOLDER. For Debian and
+# Makes an arm64 Python and Java with the interpreters that run a bundle, and an emulator, under FOLDER. For Debian and
 # its kin: packages are only downloaded and unpacked, so nothing here needs root or changes the system. One thing it
 # takes from the system: the compiler aarch64-linux-gnu-g++ (package g++-aarch64-linux-gnu).
 #
@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=$(realpath -m "${1:-build/arm64}")
-[ -e "$folder/ready" ] && exit 0
+[ -e "$folder/ready" ] && [ -e "$folder/rootfs/usr/lib/jvm" ] && exit 0
 command -v aarch64-linux-gnu-g++ > /dev/null || { echo "apt-get install g++-aarch64-linux-gnu first" >&2; exit 1; }
 rm -rf "$folder"
 mkdir -p "$folder/rootfs"
@@ -32,7 +32,7 @@ fetch() {
 fetch "$(dpkg --print-architecture)" bookworm-backports qemu-user
 fetch arm64 bookworm python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libgcc-s1 libstdc++6 libgomp1 \
     zlib1g libexpat1 libffi8 libssl3 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1 libcrypt1 libdb5.3 libncursesw6 \
-    libtinfo6 libreadline8 media-types
+    libtinfo6 libreadline8 media-types openjdk-17-jre-headless
 for deb in "$folder"/debs-arm64/*.deb; do dpkg-deb -x "$deb" "$folder/rootfs"; done
 for deb in "$folder"/debs-"$(dpkg --print-architecture)"/*.deb; do dpkg-deb -x "$deb" "$folder/qemu"; done
 
