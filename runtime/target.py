@@ -74,7 +74,7 @@ class Target:
         """Inputs of a call whose tokens lie at `start` and after: `input_pos` int32 [T] and `mask` bool
         [1, 1, T, context], where each position sees itself and what came before."""
         end = start + count
-        return {"input_pos": self._slots[start:end], "mask": self._prefixes[start + 1 : end + 1].copy()[None, None]}
+        return {"input_pos": self._slots[start:end], "mask": self._prefixes[start + 1 : end + 1][None, None]}
 
     def prefill(self, cache: Cache, tokens: Sequence[int]) -> None:
         """Commits K/V of `tokens`; gives nothing back."""

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from ..engine import Arrays
 from ..errors import PocketdraftError
-from ..manifest import SLOTS_NAME, GraphSpec, Manifest, Part, TensorSpec
+from ..litert_memory import view
+from ..manifest import SLOTS_NAME, GraphSpec, Manifest, Part
 
 
 @dataclass
@@ -73,7 +74,7 @@ class LiteRTEngine:
 
     def read_kv(self, cache: KVBuffers) -> dict[str, npt.NDArray[np.float32]]:
         specs = {tensor.name: tensor for tensor in self._graphs["decode"].spec.inputs if tensor.is_kv}
-        return {name: _read(buffer, specs[name]) for name, buffer in cache.by_name.items()}
+        return {name: view(buffer, specs[name]).copy() for name, buffer in cache.by_name.items()}
 
     def _buffers(self, arrays: Arrays) -> KVBuffers:
         """New ones, with a copy of the arrays."""
@@ -102,21 +103,19 @@ class _Graph:
         self._outputs = {
             t.name: model.create_output_buffer_by_name(spec.name, t.name) for t in spec.outputs if not t.is_kv
         }
-        self._written: dict[str, npt.NDArray[Any]] = {}
-        self._reads = [(t, int(np.prod(t.shape)), np.dtype(t.dtype)) for t in spec.outputs if not t.is_kv]
+        self._given = {t.name: view(self._inputs[t.name], t) for t in spec.inputs if not t.is_kv}
+        self._made = {t.name: view(self._outputs[t.name], t) for t in spec.outputs if not t.is_kv}
 
     def run(self, inputs: Arrays, cache: KVBuffers) -> dict[str, npt.NDArray[Any]]:
         if SLOTS_NAME in self._inputs:
             inputs = {**inputs, SLOTS_NAME: self._slots(int(inputs["input_pos"][0]))}
-        for name, buffer in self._inputs.items():
-            if self._written.get(name) is not inputs[name]:  # mask and position stay the same within a draft
-                buffer.write(inputs[name])
-                self._written[name] = inputs[name]
+        for name, array in self._given.items():
+            array[...] = inputs[name]
         bound = cache.bound.get(self.spec.name)
         if bound is None:
             bound = cache.bound[self.spec.name] = self._bind(cache)
         self.model.run_by_index(self._index, *bound)
-        return {t.name: self._outputs[t.name].read(size, dtype).reshape(t.shape) for t, size, dtype in self._reads}
+        return {name: array.copy() for name, array in self._made.items()}
 
     def _slots(self, start: int) -> npt.NDArray[np.int32]:
         """The slots that a call may touch, as LiteRT-LM writes them."""
@@ -130,11 +129,6 @@ class _Graph:
 
 def open_engine(folder: Path, manifest: Manifest, threads: int) -> LiteRTEngine:
     return LiteRTEngine(folder, manifest, threads)
-
-
-def _read(buffer: Any, spec: TensorSpec) -> npt.NDArray[Any]:
-    flat: npt.NDArray[Any] = buffer.read(int(np.prod(spec.shape)), np.dtype(spec.dtype))
-    return flat.reshape(spec.shape)
 
 
 def _read_part(folder: Path, part: Part) -> bytes:
