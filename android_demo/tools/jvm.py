@@ -69,7 +69,7 @@ def kotlin_jar(description: Description, name: str, sources: Path, classpath: li
         finished = jar.with_name(f"kotlinc-{name}.jar")
         run(
             *("java", *SHORT_LIVED, "-cp", str(compiler), "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"),
-            *("-no-stdlib", "-no-reflect", "-jvm-target", description.app.jvm_target, "-module-name", name),
+            *("-no-stdlib", "-no-reflect", f"-Xjdk-release={description.app.jvm_target}", "-module-name", name),
             *("-cp", os.pathsep.join(map(str, classpath)), *options, "-d", str(finished), str(sources)),
         )
         os.replace(finished, jar)
