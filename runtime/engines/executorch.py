@@ -55,7 +55,8 @@ class ExecuTorchEngine:
     def run(self, graph: str, inputs: Arrays, cache: KVProgram | None = None) -> dict[str, npt.NDArray[Any]]:
         spec = self._graphs[graph]
         program = self._first if cache is None else cache.program
-        given = [np.ascontiguousarray(inputs[t.name]) for t in spec.inputs if not t.is_kv]
+        # Copied: a mask of one row counts as contiguous with the negative stride that torch refuses.
+        given = [np.array(inputs[t.name], order="C") for t in spec.inputs if not t.is_kv]
         made = program.load_method(spec.family).execute([self._torch.from_numpy(array) for array in given])
         wanted = (t.name for t in spec.outputs if not t.is_kv)
         return {name: tensor.numpy() for name, tensor in zip(wanted, made, strict=False)}

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes an arm64 Python with the interpreters that run a bundle, an arm64 JVM, and an emulator for both, under FOLDER.
-# For Debian and its kin: packages are only downloaded and unpacked, so nothing here needs root or changes the system.
-# One thing it takes from the system: the compiler aarch64-linux-gnu-g++ (package g++-aarch64-linux-gnu).
+# Makes an arm64 Python and Java with the interpreters that run a bundle, and an emulator, under FOLDER. For Debian and
+# its kin: packages are only downloaded and unpacked, so nothing here needs root or changes the system. One thing it
+# takes from the system: the compiler aarch64-linux-gnu-g++ (package g++-aarch64-linux-gnu).
 #
 #   tests/arm64/setup.sh [FOLDER, default build/arm64]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=$(realpath -m "${1:-build/arm64}")
-[ -e "$folder/ready" ] && exit 0
+[ -e "$folder/ready" ] && [ -e "$folder/rootfs/usr/lib/jvm" ] && exit 0
 command -v aarch64-linux-gnu-g++ > /dev/null || { echo "apt-get install g++-aarch64-linux-gnu first" >&2; exit 1; }
 rm -rf "$folder"
 mkdir -p "$folder/rootfs"

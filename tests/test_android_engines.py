@@ -1,0 +1,129 @@
+"""The Android demo's engines on the real runtimes, in a JVM of this machine and of an emulated arm64: what Python's
+session generates from a bundle, the loop in Kotlin generates.
+
+The arm64 JVM is of `tests/arm64/setup.sh`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import shims
+
+from pocketdraft.export.tiny import PROMPTS_FILE
+from pocketdraft.runtime.engine import open_engine
+from pocketdraft.runtime.manifest import Backend
+from pocketdraft.runtime.prompts import read_prompts
+from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.target import Target
+from pocketdraft.runtime.text import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+ARM64 = ROOT / "build/arm64"
+BUDGET = 24
+BACKENDS = get_args(Backend)
+TESTS = [f"pocketdraft.engines.{name}Test" for name in ("Engine", "Sequences", "LiteRTLM")]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A JVM, the folder of its shims, and what it calls its processor."""
+
+    java: list[str]
+    shims: Path
+    architecture: str
+
+
+@pytest.fixture(scope="module")
+def host() -> Machine:
+    folder = shims.build(ROOT / "build/android/host", [Path(sysconfig.get_path("purelib"))])
+    names = {"x86_64": "amd64"}
+    return Machine(["java"], folder, names.get(platform.machine(), platform.machine()))
+
+
+@pytest.fixture(scope="module")
+def arm64() -> Machine:
+    java = next(ARM64.glob("rootfs/usr/lib/jvm/java-*-arm64/bin/java"), None)
+    if java is None:
+        pytest.skip("no arm64 JVM: run tests/arm64/setup.sh first")
+    folder = shims.build(ARM64 / "shims", [ARM64 / "site-packages", ARM64], "aarch64-linux-gnu-")
+    emulator = [ARM64 / "qemu/usr/bin/qemu-aarch64", "-cpu", "neoverse-n1", "-L", ARM64 / "rootfs"]
+    # The second compiler takes longer to run here than it saves.
+    return Machine([*map(str, emulator), str(java), "-XX:TieredStopAtLevel=1"], folder, "aarch64")
+
+
+@pytest.fixture(
+    params=[pytest.param("host", marks=pytest.mark.android), pytest.param("arm64", marks=pytest.mark.arm64)]
+)
+def machine(request: pytest.FixtureRequest) -> Machine:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def classpath() -> str:
+    command = [sys.executable, "-m", "android_demo.tools.jvm", "classpath", "--tests"]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def ours(make_trained_bundle) -> Callable[[str, str], tuple[list[list[int]], list[list[int]]]]:
+    """Prompts, and what Python's session generates from each, by recipe and backend."""
+    made: dict[tuple[str, str], tuple[list[list[int]], list[list[int]]]] = {}
+
+    def make(recipe: str, backend: str) -> tuple[list[list[int]], list[list[int]]]:
+        if (recipe, backend) not in made:
+            bundle = make_trained_bundle(recipe, backend)
+            engine = open_engine(bundle, 1)
+            tokenizer, target = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos), Target(engine)
+            prompts = [tokenizer.encode(prompt.text) for prompt in read_prompts(PROMPTS_FILE, per_domain=1)]
+            streams = [open_session(engine, "none", target=target).generate(prompt, BUDGET) for prompt in prompts]
+            made[recipe, backend] = prompts, [[token for e in stream for token in e.tokens] for stream in streams]
+            engine.close()
+        return made[recipe, backend]
+
+    return make
+
+
+def java(machine: Machine, classpath: str, *arguments: str, stdin: str = "") -> str:
+    """Standard output of a program on the class path. A fault of the shims against JNI's rules is one of the test."""
+    command = [*machine.java, "-Xcheck:jni", f"-Dpocketdraft.libraries={machine.shims}", "-cp", classpath, *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "in native method" not in done.stdout, done.stdout[:3000]
+    return done.stdout
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("recipe", ["f32", "mixed"])
+def test_tokens_are_python_s(make_trained_bundle, machine, classpath, ours, backend, recipe):
+    """Float32 token for token. Quantized, another build of a runtime may round otherwise; drafted is plain anyhow."""
+    prompts, tokens = ours(recipe, backend)
+    job = {"bundle": str(make_trained_bundle(recipe, backend)), "prompts": prompts, "budget": BUDGET}
+    job |= {"drafters": ["none", "mtp"], "drafts": 4, "threads": 1}
+    output = java(machine, classpath, "pocketdraft.engines.GenerateKt", stdin=json.dumps(job))
+    found = json.loads(output.splitlines()[-1])
+    assert found["machine"] == machine.architecture
+    assert found["mtp"] == found["none"]
+    assert found["mtp rounds"] < found["none rounds"] / 2
+    if recipe == "f32":
+        assert found["none"] == tokens
+
+
+def test_engines_share_kv_and_refuse_what_is_wrong(make_trained_bundle, machine, classpath):
+    """JUnit's tests of the engines, and of LiteRT-LM behind the same shim."""
+    bundles = os.pathsep.join(str(make_trained_bundle("f32", backend)) for backend in BACKENDS)
+    output = java(machine, classpath, f"-Dpocketdraft.bundles={bundles}", "org.junit.runner.JUnitCore", *TESTS)
+    count = re.search(r"^OK \((\d+) tests\)", output, re.MULTILINE)
+    assert count, output[-3000:]
+    assert int(count[1]) >= 9 * len(BACKENDS) + 5
