@@ -109,7 +109,7 @@ def dexed(description: Description, resources: Path) -> Path:
         run(
             *("java", *SHORT_LIVED, "-cp", str(d8), "com.android.tools.r8.D8", "--release"),
             *("--min-api", str(app.min_sdk), "--lib", str(android_jar(description)), "--lib", str(jdk)),
-            *("--output", folder, *jars),
+            *("--output", str(folder), *map(str, jars)),
             quiet=True,
         )
 
