@@ -29,6 +29,7 @@ PRESENT = "present."  # before the name of K/V that an ONNX graph gives back: an
 KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of decode's inputs
 Backend = Literal["litert", "executorch", "onnx"]
 Device = Literal["cpu", "gpu"]  # the one that the graphs are written for
+Role = Literal["prefill", "decode", "verify", "draft", "embed", "embed_per_layer"]
 MANIFEST_NAME = "bundle.json"
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
@@ -57,7 +58,7 @@ class GraphSpec(_Frozen):
     """One graph. `width` is T, the tokens per call; `part` says which section of the bundle holds it."""
 
     name: str
-    role: Literal["prefill", "decode", "verify", "draft", "embed", "embed_per_layer"]
+    role: Role
     part: Literal["target", "drafter", "embedder", "per_layer_embedder"]
     width: int
     inputs: tuple[TensorSpec, ...]
