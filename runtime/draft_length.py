@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from .stats import Stats, confidence_tenth
+from .cost import RoundCost, Times
+from .schedule import Judged, Schedule, schedule
+from .stats import Stats
 
-PRIOR_DRAFTS = 2.0  # how many drafts the supposed shares count for, until there are real ones
+PROBE_EVERY = 32  # rounds: where drafting does not pay, one draft in so many tells whether it does by now
+RELEARN_FIRST, RELEARN_EVERY = (1, 2, 4, 8, 16, 32), 64  # rounds after which the schedule is made anew
 
 
 class DraftLength(Protocol):
@@ -28,55 +31,63 @@ class Fixed:
         return self.drafts
 
 
+@dataclass(frozen=True)
+class Scheduled:
+    """Stops by a table made beforehand, as `pocketdraft tune` does. Nothing in it depends on what things take now."""
+
+    schedule: Schedule
+
+    def next(self, stats: Stats) -> int:
+        return self.schedule.longest
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        return self.schedule.enough(confidences)
+
+
 @dataclass
 class Confident:
-    """Stops drafting where one more draft would gain less than its time is worth, by what was accepted so far.
+    """Stops drafting where more drafts would gain less than their time is worth, by what was accepted so far.
 
-    A draft counts if all before it do. Its chance to be reached is the product over those of the share accepted at
-    their confidence, which is learnt by tenths of confidence from the drafts that the target has looked at; to be
-    accepted itself, the share over all. Its time would otherwise give tokens at the rate so far. So stop when
+    That is `schedule.py`'s rule, of shares that are learnt from the drafts that the target has looked at. Where even
+    the first draft does not pay it is left out, but for one round in many, or nothing would be learnt any more.
 
-        reached * accepted < draft time * tokens emitted / time taken.
-
-    Reaching can only fall from draft to draft, so what does not pay now will not pay later. If confidence tells
-    nothing, all tenths learn the same share, and the rule finds the length that fits it.
-
-    `cost` is a draft's time over a verify's, None for what the session measures. Times differ from run to run, and
-    with them the lengths: that changes no token of greedy or exact-match output, but it does change what rejection
-    draws. Give `cost` for the same text each time there.
-
-    The first draft of a round is always made, or nothing would be learnt. What a verify takes longer for one more
-    draft is not measured, and counts as free: where it is much, say so by `cost` or `longest`.
+    `cost` is what rounds take, or a draft's time over a verify's if that is the same whatever its width; None is what
+    this session's target measures. Times differ from run to run, and with them the lengths: that changes no token of
+    greedy or exact-match output, but it does change what rejection draws. Give `cost` for the same text there.
     """
 
     longest: int = 16
-    cost: float | None = None
-    _stats: Stats = field(default_factory=Stats, init=False, repr=False)
-    _least: float = field(default=0.0, init=False, repr=False)  # the chance to be reached from which a draft pays
+    cost: RoundCost | float | None = None
+    times: Times | None = field(default=None, init=False, repr=False)
+    _schedule: Schedule | None = field(default=None, init=False, repr=False)  # None: nothing is known yet
+    _rate: float = field(default=0.0, init=False, repr=False)
 
     def next(self, stats: Stats) -> int:
-        self._stats, cost = stats, self._cost(stats)
-        accepted = sum(drafts for (_, was), drafts in stats.judged.items() if was)
-        share = _share(accepted, stats.judged.total() - accepted, 1.0)
-        # One round of a single token is supposed to have gone before, so that there is a rate to begin with.
-        rate = (stats.emitted + 1) / (stats.rounds + cost * stats.proposed + 1)
-        self._least = cost * rate / share
-        return self.longest
+        if stats.rounds in RELEARN_FIRST or stats.rounds % RELEARN_EVERY == 0:
+            self._learn(stats)
+        if self._schedule is None or self._schedule.longest:
+            return self.longest
+        return min(self.longest, stats.rounds % PROBE_EVERY == 0)
 
     def enough(self, confidences: Sequence[float]) -> bool:
-        judged, reached = self._stats.judged, 1.0
-        for confidence in confidences:
-            tenth = confidence_tenth(confidence)
-            reached *= _share(judged[tenth, True], judged[tenth, False], confidence)
-        return reached < self._least
+        return self._schedule is not None and self._schedule.enough(confidences)
 
-    def _cost(self, stats: Stats) -> float:
-        if self.cost is not None or not stats.proposed:
-            return self.cost or 0.0
-        verify_s = (stats.seconds["verify"] + stats.seconds["host"]) / stats.rounds
-        return stats.seconds["draft"] / stats.proposed / verify_s
+    def _learn(self, stats: Stats) -> None:
+        cost = self._cost()
+        if cost:
+            # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
+            judged, rate = Judged.of(stats.judged), self._rate or 1 / cost.seconds(0)
+            if not self._rate:
+                _, rate = schedule(cost, judged, self.longest, rate)
+            self._schedule, self._rate = schedule(cost, judged, self.longest, rate)
+
+    def _cost(self) -> RoundCost | None:
+        if isinstance(self.cost, RoundCost):
+            return self.cost
+        if self.cost is not None:
+            return RoundCost.flat(self.cost, self.longest)
+        return self.times.cost() if self.times else None
 
 
-def _share(accepted: int, refused: int, supposed: float) -> float:
-    """Of drafts, as if a few of them had been accepted at the supposed rate."""
-    return (accepted + PRIOR_DRAFTS * supposed) / (accepted + refused + PRIOR_DRAFTS)
+Drafts: TypeAlias = int | Scheduled | Confident
+"""Their number in a round, or a policy that stops drafting early."""
