@@ -29,13 +29,15 @@ class RoundCost:
     """Seconds, or any other unit, of what a round is made of.
 
     `verify_s` is by width, narrowest first; the first is decoding, width 1. `draft_s` is one draft, its argmax and its
-    row of the verify included, `round_s` the loop's own work, `lookup_s` one embedding lookup.
+    row of the verify included, `drafting_s` comes once where there are drafts, `round_s` is the loop's own work,
+    `lookup_s` one embedding lookup.
     """
 
     verify_s: tuple[tuple[int, float], ...]
     draft_s: float
     round_s: float = 0.0
     lookup_s: float = 0.0
+    drafting_s: float = 0.0
 
     @property
     def longest(self) -> int:
@@ -54,7 +56,8 @@ class RoundCost:
         each node with children; a chain takes one for each draft."""
         calls = nodes if calls is None else calls
         lookups = calls + nodes + 1  # one before each draft call, one for each row of the verify
-        return self.verify(nodes + 1) + calls * self.draft_s + self.round_s + lookups * self.lookup_s
+        drafting = self.drafting_s if nodes else 0.0
+        return self.verify(nodes + 1) + calls * self.draft_s + drafting + self.round_s + lookups * self.lookup_s
 
     @staticmethod
     def flat(draft: float, longest: int = 64) -> RoundCost:
@@ -82,6 +85,7 @@ class RoundCost:
             draft_s=(0.0 if drafter in DRAFTLESS else draft[1]) + (host.draft_s if host else 0.0),
             round_s=host.round_s if host else 0.0,
             lookup_s=(embed.get(1, 0.0) + per_layer.get(1, 0.0)) * (host.lookup_share if host else 1.0),
+            drafting_s=host.drafting_s if host and drafter not in DRAFTLESS else 0.0,
         )
 
 

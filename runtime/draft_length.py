@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
-from .cost import RoundCost, Times
-from .schedule import Judged, Schedule, schedule
-from .stats import Stats
+import numpy as np
 
-PROBE_EVERY = 32  # rounds: where drafting does not pay, one draft in so many tells whether it does by now
-RELEARN_FIRST, RELEARN_EVERY = (1, 2, 4, 8, 16, 32), 64  # rounds after which the schedule is made anew
+from .cost import RoundCost, Times
+from .schedule import Floats, Judged, Schedule, schedule, table
+from .stats import TENTHS, Stats
+
+PROBE_EVERY = 64  # rounds: where drafting does not pay, one draft in so many tells whether it does by now
+RELEARN_FIRST, RELEARN_EVERY = (0, 1, 2, 4, 8, 16, 32), 64  # rounds after which the schedule is made anew
+RELEARN_SELDOM = (8, 32)  # where it was not bad to begin with: a schedule takes as long as a round of a small model
+REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
 
 
 class DraftLength(Protocol):
@@ -45,48 +49,79 @@ class Scheduled:
 
 
 @dataclass
+class Experience:
+    """What the sequences of one target have taught: what rounds take, and how sure its drafter should be."""
+
+    times: Times
+    judged: Floats = field(default_factory=lambda: np.zeros((TENTHS, 2)))
+    schedule: Schedule | None = None
+    rate: float = 0.0
+
+    def add(self, judged: Floats) -> None:
+        """Old drafts count less and less."""
+        self.judged += judged
+        if self.judged.sum() > REMEMBERED_DRAFTS:
+            self.judged /= 2
+
+
+@dataclass
 class Confident:
     """Stops drafting where more drafts would gain less than their time is worth, by what was accepted so far.
 
     That is `schedule.py`'s rule, of shares that are learnt from the drafts that the target has looked at. Where even
     the first draft does not pay it is left out, but for one round in many, or nothing would be learnt any more.
 
-    `cost` is what rounds take, or a draft's time over a verify's if that is the same whatever its width; None is what
-    this session's target measures. Times differ from run to run, and with them the lengths: that changes no token of
-    greedy or exact-match output, but it does change what rejection draws. Give `cost` for the same text there.
+    `cost` is what rounds take, or a draft's time over a verify's if that is the same whatever its width. Such a policy
+    starts anew with each sequence. None is what the target measures, and then it starts from what other sequences
+    taught. Both differ from run to run, and with them the lengths: that changes no token of greedy or exact-match
+    output, but it does change what rejection draws. Give `cost` for the same text there.
     """
 
     longest: int = 16
     cost: RoundCost | float | None = None
-    times: Times | None = field(default=None, init=False, repr=False)
+    experience: Experience | None = field(default=None, init=False, repr=False, compare=False)
     _schedule: Schedule | None = field(default=None, init=False, repr=False)  # None: nothing is known yet
     _rate: float = field(default=0.0, init=False, repr=False)
+    _before: Floats | None = field(default=None, init=False, repr=False, compare=False)
+    _told: Floats | None = field(default=None, init=False, repr=False, compare=False)
+
+    def starting_from(self, experience: Experience) -> Confident:
+        """One for another sequence, which adds to the experience."""
+        own = replace(self)
+        own.experience, own._schedule, own._rate = experience, experience.schedule, experience.rate
+        own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, float(experience.judged.sum())))
+        return own
 
     def next(self, stats: Stats) -> int:
-        if stats.rounds in RELEARN_FIRST or stats.rounds % RELEARN_EVERY == 0:
+        first = RELEARN_SELDOM if self._schedule and self.experience else RELEARN_FIRST
+        if stats.rounds in first or (stats.rounds and stats.rounds % RELEARN_EVERY == 0):
             self._learn(stats)
         if self._schedule is None or self._schedule.longest:
             return self.longest
-        return min(self.longest, stats.rounds % PROBE_EVERY == 0)
+        return min(self.longest, int(stats.rounds % PROBE_EVERY == PROBE_EVERY - 1))
 
     def enough(self, confidences: Sequence[float]) -> bool:
         return self._schedule is not None and self._schedule.enough(confidences)
 
     def _learn(self, stats: Stats) -> None:
-        cost = self._cost()
-        if cost:
-            # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
-            judged, rate = Judged.of(stats.judged), self._rate or 1 / cost.seconds(0)
-            if not self._rate:
-                _, rate = schedule(cost, judged, self.longest, rate)
-            self._schedule, self._rate = schedule(cost, judged, self.longest, rate)
+        cost, own = self._cost(), table(stats.judged)
+        if cost is None:
+            return
+        judged = Judged.of_table(own if self._before is None else own + self._before)
+        # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
+        if not self._rate:
+            _, self._rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
+        self._schedule, self._rate = schedule(cost, judged, self.longest, self._rate)
+        if self.experience:
+            self.experience.add(own if self._told is None else own - self._told)
+            self.experience.schedule, self.experience.rate, self._told = self._schedule, self._rate, own
 
     def _cost(self) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):
             return self.cost
         if self.cost is not None:
             return RoundCost.flat(self.cost, self.longest)
-        return self.times.cost() if self.times else None
+        return self.experience.times.cost() if self.experience else None
 
 
 Drafts: TypeAlias = int | Scheduled | Confident

@@ -55,6 +55,14 @@ class Schedule:
         return math.prod(self.shares[confidence_tenth(one)] for one in confidences) < self.least[len(confidences)]
 
 
+def table(counts: Mapping[tuple[int, bool], int]) -> Floats:
+    """`Stats.judged` as float64 [11, 2]: refused, accepted."""
+    found = np.zeros((TENTHS, 2))
+    for (tenth, accepted), drafts in counts.items():
+        found[tenth, int(accepted)] = drafts
+    return found
+
+
 @dataclass(frozen=True)
 class Judged:
     """How often drafts had each tenth of confidence, and were accepted: float64 [11] each."""
@@ -65,24 +73,30 @@ class Judged:
     @staticmethod
     def of(counts: Mapping[tuple[int, bool], int]) -> Judged:
         """From `Stats.judged`, and a few drafts as sure as they should be. Without any, all are supposed to be sure."""
-        accepted = np.array([counts.get((tenth, True), 0) for tenth in range(TENTHS)], np.float64)
-        seen = accepted + [counts.get((tenth, False), 0) for tenth in range(TENTHS)]
+        return Judged.of_table(table(counts))
+
+    @staticmethod
+    def of_table(counts: Floats) -> Judged:
+        """[11, 2]: refused, accepted."""
+        accepted, seen = counts[:, 1], counts.sum(1)
         # As much more or less sure than it should be at a tenth as it is over all.
         honesty = (accepted.sum() + PRIOR_DRAFTS) / (seen @ SUPPOSED + PRIOR_DRAFTS)
         shares = (accepted + PRIOR_DRAFTS * np.minimum(SUPPOSED * honesty, 1)) / (seen + PRIOR_DRAFTS)
         if not seen.any():
-            seen[-1] = 1.0
+            seen = np.eye(TENTHS)[-1]
         return Judged(seen / seen.sum(), shares)
 
     @cached_property
     def moves(self) -> Floats:
         """[STEPS, STEPS + 1]: from each step of log(reached), where one more draft leads; the last is out of sight."""
-        found, steps = np.zeros((STEPS, STEPS + 1)), np.arange(STEPS)
-        for share, frequency in zip(self.shares, self.frequencies, strict=True):
-            shift, between = divmod(-math.log(max(share, 1e-9)) / STEP, 1)  # shared out between the two steps around
-            for to, weight in ((int(shift), 1 - between), (int(shift) + 1, between)):
-                found[steps, np.minimum(steps + to, STEPS)] += frequency * weight
-        return found
+        steps = np.arange(STEPS)[:, None]
+        shift, between = np.divmod(-np.log(np.maximum(self.shares, 1e-9)) / STEP, 1)
+        found = np.zeros(STEPS * (STEPS + 1))
+        for further, weight in ((0, 1 - between), (1, between)):  # shared out between the two steps around
+            to = np.minimum(steps + shift.astype(np.intp) + further, STEPS) + steps * (STEPS + 1)
+            weights = np.broadcast_to(weight * self.frequencies, to.shape)
+            found += np.bincount(to.ravel(), weights.ravel(), found.size)
+        return found.reshape(STEPS, STEPS + 1)
 
 
 def schedule(cost: RoundCost, judged: Judged, longest: int, rate: float) -> tuple[Schedule, float]:

@@ -72,7 +72,7 @@ class Session:
         emitted = context.commit(verdict, cache.room)
         cache.truncate(len(context.tokens))
         stats.record(proposal, verdict, emitted)
-        target.times.add(verified.width, verify_s, len(proposal.confidences), draft_s, sampling_s + lap("host"))
+        target.experience.times.add(verified.width, verify_s, len(proposal.confidences), draft_s, sampling_s + lap("host"))
         return emitted
 
     def rewind(self, tokens: Sequence[int]) -> list[int]:
@@ -129,8 +129,7 @@ def open_session(
     target = target or Target(engine)
     cache = cache or target.new_cache()
     if isinstance(drafts, Confident):
-        drafts = replace(drafts)  # what one learns in one sequence is not another's
-        drafts.times = target.times
+        drafts = replace(drafts) if drafts.cost is not None else drafts.starting_from(target.experience)
     early_stop = None if isinstance(drafts, int) else drafts
     draft_length = Fixed(drafts) if isinstance(drafts, int) else drafts
     return Session(target, cache, load(drafter, target, cache, sampler, early_stop), draft_length, sampler, stop)

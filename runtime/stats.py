@@ -51,6 +51,15 @@ class Stats:
 
         return lap
 
+    def add(self, other: Stats) -> None:
+        """The rounds of another sequence, or of the same one later on."""
+        self.outcomes.update(other.outcomes)
+        self.judged.update(other.judged)
+        self.emitted += other.emitted
+        self.cut += other.cut
+        for part, seconds in other.seconds.items():
+            self.seconds[part] += seconds
+
     def record(self, proposal: Proposal, verdict: Verdict, emitted: Emitted) -> None:
         count = len(verdict.accepted)
         self.outcomes[len(proposal), count] += 1

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .cache import Cache
 from .cost import Times
+from .draft_length import Experience
 from .engine import Engine
 from .manifest import GraphSpec
 from .proposal import Proposal
@@ -37,7 +38,7 @@ class Target:
         self.context_length = manifest.context_length
         self._prefills = manifest.graphs_of("prefill")
         self._verifies = [*manifest.graphs_of("decode"), *manifest.graphs_of("verify")]
-        self.times = Times([graph.width for graph in self._verifies])
+        self.experience = Experience(Times([graph.width for graph in self._verifies]))
         self._widest = max(graph.width for graph in (*self._prefills, *self._verifies))
         self._ring = min((layer.slots for layer in manifest.kv if layer.slots), default=self.context_length)
         self._embedder = manifest.graphs_of("embed")[0].name

@@ -11,7 +11,7 @@ from scripted import ScriptedEngine, plain, scripted_manifest
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.context import Emitted
 from pocketdraft.runtime.cost import RoundCost, Times
-from pocketdraft.runtime.draft_length import Confident
+from pocketdraft.runtime.draft_length import Confident, Experience
 from pocketdraft.runtime.drafters.mtp import MTPDrafter
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import open_session
@@ -110,11 +110,10 @@ def test_drafts_that_the_target_did_not_look_at_teach_nothing():
 @pytest.mark.parametrize(("draft_s", "drafts"), [(0.00002, 16), (0.03, 10), (0.6, 1), (1.0, 0)])
 def test_the_cost_of_a_draft_is_the_measured_one(draft_s, drafts):
     """Drafts that are accepted four times of five, as before; a verify takes a tenth of a second, whatever its width."""
-    policy = Confident()
-    policy.times = Times([1, 17])
+    experience = Experience(Times([1, 17]))
     for width in (1, 17):
-        policy.times.add(width, 0.1, 1, draft_s * 0.1, 0.0)
-    assert drafts_of(policy) == drafts
+        experience.times.add(width, 0.1, 1, draft_s * 0.1, 0.0)
+    assert drafts_of(Confident().starting_from(experience)) == drafts
 
 
 def test_a_wider_verify_is_paid_for_by_the_drafts_that_need_it():
@@ -136,7 +135,7 @@ def test_where_drafting_does_not_pay_it_is_tried_again_now_and_then():
             Proposal.chain([0] * count, confidences=[0.5] * count), Verdict((), 0, (0,)), Emitted((0,), 0, None)
         )
     assert set(asked[1:]) == {0, 1}
-    assert sum(asked[64:]) == 5
+    assert sum(asked[64:]) == 2
 
 
 def test_what_one_sequence_teaches_is_not_another_s():
