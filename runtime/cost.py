@@ -10,10 +10,10 @@ tokens: decoding for T = 1. Every round ends with one token of the target's own,
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from .errors import PocketdraftError
 from .profile import GraphTiming, Profile
 
 DRAFTLESS = ("none", "prompt_lookup")  # drafters that run no graph
-REMEMBERED_ROUNDS = 15  # a device gets warm and slower: only the last few rounds tell what it does now
+REMEMBERED_ROUNDS = 32  # a device gets warm and slower: only the last few rounds tell what it does now
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,22 @@ class Times:
             self._draft.append(draft_s / drafts)
 
     def cost(self) -> RoundCost | None:
-        """Medians; a width that has not run lies between its neighbours. None until a draft was timed."""
-        known = {width: statistics.median(times) for width, times in self._verify.items() if times}
+        """Lower quartiles: a graph that has not run for a while finds its weights out of the caches, and is slower
+        than if it were used all along. A width that has not run lies between its neighbours. None until a draft was
+        timed."""
+        known = {width: _lower(times) for width, times in self._verify.items() if times}
         if not known or not self._draft:
             return None
         verify = np.interp(list(self._verify), list(known), list(known.values()))
         return RoundCost(
             tuple(zip(self._verify, verify.tolist(), strict=True)),
-            statistics.median(self._draft),
-            statistics.median(self._host),
+            _lower(self._draft),
+            _lower(self._host),
         )
+
+
+def _lower(times: Sequence[float]) -> float:
+    return sorted(times)[len(times) // 4]
 
 
 def expected_tokens(chances: Sequence[float], drafts: int | None = None) -> float:
@@ -175,7 +181,7 @@ def _at(timings: Sequence[GraphTiming], filled: int | None) -> float:
     """Between two fills in proportion, beyond them the nearest."""
     if filled is None:
         return timings[-1].median_s
-    for before, after in zip(timings, timings[1:], strict=False):
+    for before, after in pairwise(timings):
         if before.filled <= filled < after.filled:
             share = (filled - before.filled) / (after.filled - before.filled)
             return before.median_s + share * (after.median_s - before.median_s)

@@ -12,7 +12,7 @@ from .cost import RoundCost, Times
 from .schedule import Floats, Judged, Schedule, schedule, table
 from .stats import TENTHS, Stats
 
-PROBE_EVERY = 64  # rounds: where drafting does not pay, one draft in so many tells whether it does by now
+PROBE_SHARE = 0.01  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
 RELEARN_FIRST, RELEARN_EVERY = (0, 1, 2, 4, 8, 16, 32), 64  # rounds after which the schedule is made anew
 RELEARN_SELDOM = (8, 32)  # where it was not bad to begin with: a schedule takes as long as a round of a small model
 REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
@@ -56,6 +56,7 @@ class Experience:
     judged: Floats = field(default_factory=lambda: np.zeros((TENTHS, 2)))
     schedule: Schedule | None = None
     rate: float = 0.0
+    probe_after: int = 0  # rounds
 
     def add(self, judged: Floats) -> None:
         """Old drafts count less and less."""
@@ -82,6 +83,8 @@ class Confident:
     experience: Experience | None = field(default=None, init=False, repr=False, compare=False)
     _schedule: Schedule | None = field(default=None, init=False, repr=False)  # None: nothing is known yet
     _rate: float = field(default=0.0, init=False, repr=False)
+    _probe_at: int = field(default=0, init=False, repr=False)  # the round that drafts though it does not pay
+    _probed: bool = field(default=False, init=False, repr=False)
     _before: Floats | None = field(default=None, init=False, repr=False, compare=False)
     _told: Floats | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -89,32 +92,42 @@ class Confident:
         """One for another sequence, which adds to the experience."""
         own = replace(self)
         own.experience, own._schedule, own._rate = experience, experience.schedule, experience.rate
+        own._told = np.zeros((TENTHS, 2)) if own._schedule else None
+        own._probe_at = experience.probe_after
         own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, float(experience.judged.sum())))
         return own
 
     def next(self, stats: Stats) -> int:
+        rounds = stats.rounds
         first = RELEARN_SELDOM if self._schedule and self.experience else RELEARN_FIRST
-        if stats.rounds in first or (stats.rounds and stats.rounds % RELEARN_EVERY == 0):
-            self._learn(stats)
+        if self._probed or rounds in first or (rounds and rounds % RELEARN_EVERY == 0):
+            self._learn(stats, rounds)
         if self._schedule is None or self._schedule.longest:
             return self.longest
-        return min(self.longest, int(stats.rounds % PROBE_EVERY == PROBE_EVERY - 1))
+        self._probed = rounds >= self._probe_at
+        return min(self.longest, int(self._probed))
 
     def enough(self, confidences: Sequence[float]) -> bool:
         return self._schedule is not None and self._schedule.enough(confidences)
 
-    def _learn(self, stats: Stats) -> None:
+    def _learn(self, stats: Stats, rounds: int) -> None:
         cost, own = self._cost(), table(stats.judged)
-        if cost is None:
+        if cost is None or (self._schedule and self._told is not None and own.sum() == self._told.sum()):
             return
-        judged = Judged.of_table(own if self._before is None else own + self._before)
+        known = own if self._before is None else own + self._before
+        judged = Judged.of_table(known)
         # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
         if not self._rate:
             _, self._rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
         self._schedule, self._rate = schedule(cost, judged, self.longest, self._rate)
+        # The less is known, the sooner it is tried again.
+        rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
+        self._probe_at, self._probed = rounds + int(min(rarely, 1 + known.sum())), False
         if self.experience:
             self.experience.add(own if self._told is None else own - self._told)
-            self.experience.schedule, self.experience.rate, self._told = self._schedule, self._rate, own
+            self.experience.schedule, self.experience.rate = self._schedule, self._rate
+            self.experience.probe_after = self._probe_at - rounds
+        self._told = own
 
     def _cost(self) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):

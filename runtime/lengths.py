@@ -172,9 +172,7 @@ def measure_batch(
             batch = Batch(target, rows * row_bytes(target.engine.manifest))
             members: list[Row] = [
                 batch.join(
-                    Request(
-                        tokenizer.encode(prompt.text), budget, rules[way].sample(n), way.drafter, way.policy(None)
-                    )
+                    Request(tokenizer.encode(prompt.text), budget, rules[way].sample(n), way.drafter, way.policy(None))
                 )
                 for n, prompt in enumerate(group)
             ]

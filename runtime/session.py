@@ -72,7 +72,9 @@ class Session:
         emitted = context.commit(verdict, cache.room)
         cache.truncate(len(context.tokens))
         stats.record(proposal, verdict, emitted)
-        target.experience.times.add(verified.width, verify_s, len(proposal.confidences), draft_s, sampling_s + lap("host"))
+        host_s = sampling_s + lap("host")
+        if stats.rounds > 1:  # the first one, after a prompt, is slower than any other
+            target.experience.times.add(verified.width, verify_s, len(proposal.confidences), draft_s, host_s)
         return emitted
 
     def rewind(self, tokens: Sequence[int]) -> list[int]:

@@ -109,7 +109,7 @@ def test_drafts_that_the_target_did_not_look_at_teach_nothing():
 
 @pytest.mark.parametrize(("draft_s", "drafts"), [(0.00002, 16), (0.03, 10), (0.6, 1), (1.0, 0)])
 def test_the_cost_of_a_draft_is_the_measured_one(draft_s, drafts):
-    """Drafts that are accepted four times of five, as before; a verify takes a tenth of a second, whatever its width."""
+    """Drafts that are accepted four times of five, as before; a verify takes a tenth of a second."""
     experience = Experience(Times([1, 17]))
     for width in (1, 17):
         experience.times.add(width, 0.1, 1, draft_s * 0.1, 0.0)
@@ -128,14 +128,14 @@ def test_a_wider_verify_is_paid_for_by_the_drafts_that_need_it():
 
 def test_where_drafting_does_not_pay_it_is_tried_again_now_and_then():
     policy, stats, asked = Confident(cost=2.0), Stats(), []
-    for _ in range(200):
+    for _ in range(2_000):
         count = policy.next(stats)
         asked.append(count)
-        stats.record(
-            Proposal.chain([0] * count, confidences=[0.5] * count), Verdict((), 0, (0,)), Emitted((0,), 0, None)
-        )
+        proposal = Proposal.chain([0] * count, confidences=[0.5] * count)
+        stats.record(proposal, Verdict((), 0, (0,)), Emitted((0,), 0, None))
     assert set(asked[1:]) == {0, 1}
-    assert sum(asked[64:]) == 2
+    assert any(asked[1_000:])
+    assert sum(asked) < 30
 
 
 def test_what_one_sequence_teaches_is_not_another_s():
