@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from .cost import RoundCost, Times
+from .manifest import Tuned
 from .schedule import Floats, Judged, Schedule, schedule, table
 from .stats import TENTHS, Stats
 
@@ -122,7 +123,7 @@ class Confident:
         self._schedule, self._rate = schedule(cost, judged, self.longest, self._rate)
         # The less is known, the sooner it is tried again.
         rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
-        self._probe_at, self._probed = rounds + int(min(rarely, 1 + known.sum())), False
+        self._probe_at, self._probed = rounds + int(min(rarely, 2 * known.sum())), False
         if self.experience:
             self.experience.add(own if self._told is None else own - self._told)
             self.experience.schedule, self.experience.rate = self._schedule, self._rate
@@ -139,3 +140,13 @@ class Confident:
 
 Drafts: TypeAlias = int | Scheduled | Confident
 """Their number in a round, or a policy that stops drafting early."""
+
+
+def schedule_of(tuned: Tuned) -> Schedule | None:
+    return Schedule(tuned.schedule.shares, tuned.schedule.least) if tuned.schedule else None
+
+
+def drafts_as_tuned(tuned: Tuned) -> Drafts:
+    """What a bundle starts with."""
+    table = schedule_of(tuned)
+    return Scheduled(table) if table else tuned.drafts

@@ -13,7 +13,6 @@ from .draft_length import Confident, Experience, Fixed, Scheduled
 from .lengths import PLAIN, Measured, Runs, Way
 from .manifest import Manifest
 from .results import ALL, Interval, Point, Prediction, Read
-from .sampler import Sampler
 from .schedule import Schedule
 from .stats import Stats
 from .survey import Surveyed, play
@@ -137,8 +136,3 @@ def read_limit(manifest: Manifest, bandwidth: float, filled: int) -> Read:
         limit_tokens_per_s=bandwidth / (target.size + kv),
         whole_program=target == drafter,
     )
-
-
-def exact_sampler(sampler: Sampler) -> bool:
-    """Whether its text is the same whatever drafts, so that drafts can be surveyed."""
-    return not sampler.rejects

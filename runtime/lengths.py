@@ -1,4 +1,4 @@
-"""Decoding with each draft length, in turn on each prompt: what is compared ran side by side, and met the same noise."""
+"""Decoding with each draft length, in turn on each prompt: what is compared ran side by side and met the same noise."""
 
 from __future__ import annotations
 

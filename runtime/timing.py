@@ -1,8 +1,7 @@
 """What each graph takes within the loop, and what the loop adds: a device profile of this machine.
 
 Graphs are timed where they run, in real rounds: on their own they would find other things in the caches. Medians are
-taken, and what rounds take beyond them, in Python and by slower calls, is fitted, see
-`HostTiming`.
+taken, and what rounds take beyond them, in Python and by slower calls, is fitted to whole texts: see `HostTiming`.
 """
 
 from __future__ import annotations
@@ -162,17 +161,24 @@ def _host(graphs: Sequence[GraphTiming], texts: Mapping[int, Sequence[Generation
         )
     start = float(np.interp(0.0, drafts, beyond))  # plain decoding's, where it is among them
     rest = [(n, more) for n, more in zip(drafts, beyond, strict=True) if n > 0]
-    slope, at_none = np.polyfit(*zip(*rest, strict=True), 1) if len(rest) > 1 else _through(start, rest)
+    slope, at_none = _line(rest) if len(rest) > 1 else _through(start, rest)
     embedders = {graph.name for graph in graphs if graph.role in EMBEDDERS}
     every = [one for found in texts.values() for one in found]
     ran = sum(call.graph in embedders for one in every for call in one.calls)
     lookups = sum(2 * one.drafts + one.rounds for one in every) * len(embedders)
     return HostTiming(
         round_s=max(0.0, start),
-        drafting_s=max(0.0, float(at_none) - max(0.0, start)),
-        draft_s=max(0.0, float(slope)),
+        drafting_s=max(0.0, at_none - max(0.0, start)),
+        draft_s=max(0.0, slope),
         lookup_share=min(1.0, ran / lookups),
     )
+
+
+def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Slope and start of the line with the least squared error."""
+    x, y = np.array(points, np.float64).T
+    slope, start = np.polyfit(x, y, 1)
+    return float(slope), float(start)
 
 
 def _through(start: float, rest: Sequence[tuple[float, float]]) -> tuple[float, float]:
