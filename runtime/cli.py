@@ -14,6 +14,7 @@ from . import cli_checks, terminal
 from .cli_export import export, plan
 from .cli_numbers import Prompts, bench, embedded_prompts, profile, tune
 from .cli_prepare import adapt, calibrate, mix
+from .cli_report import report
 from .cli_run import chat, run
 from .cli_serve import serve
 from .engine import open_engine
@@ -34,6 +35,7 @@ app.command()(serve)
 app.command()(bench)
 app.command()(profile)
 app.command()(tune)
+app.command()(report)
 
 
 def main() -> None:
@@ -79,7 +81,7 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check parity, losslessness and LiteRT-LM's own output. Exit status 1 if something differs."""
-    from . import report
+    from .report import print_validation
     from .validate import validate as check
 
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
@@ -91,7 +93,7 @@ def validate(
         advance("Reading checkpoints", 0, 1)
         rungs = cli_checks.rungs(engine.manifest, target, drafter, lora or (), drafter_lora or ())
         found = check(bundle, engine, texts, max_tokens, rungs, lambda what: advance(what, 0, 1))
-    print(json.dumps(found.to_json())) if as_json else report.print_validation(found, bundle)
+    print(json.dumps(found.to_json())) if as_json else print_validation(found, bundle)
     if not found.passed:
         raise typer.Exit(1)
 
@@ -99,10 +101,10 @@ def validate(
 @app.command()
 def inspect(bundle: Bundle, as_json: Json = False) -> None:
     """Graphs, sizes, dtypes and recipe of a bundle."""
-    from . import report
+    from .report import print_manifest
 
     manifest = open_bundle(bundle)
-    print(manifest.dump()) if as_json else report.print_manifest(manifest, bundle)
+    print(manifest.dump()) if as_json else print_manifest(manifest, bundle)
 
 
 @app.command()

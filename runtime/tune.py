@@ -42,7 +42,8 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        how = f"up to {self.drafts} drafts, by confidence" if self.schedule else f"{self.drafts} drafts"
+        count = f"{self.drafts} draft" + ("s" if self.drafts > 1 else "")
+        how = f"up to {count}, by confidence" if self.schedule else count
         return f"{self.drafter}, {how}" if self.drafts else "off"
 
 

@@ -62,7 +62,7 @@ def test_quartiles_that_do_not_enclose_the_median_are_refused(spoiled):
 
 
 def test_a_missing_profile_is_named(tmp_path):
-    with pytest.raises(PocketdraftError, match="no profile .*none.json; take one with `pocketdraft profile BUNDLE`"):
+    with pytest.raises(PocketdraftError, match=r"no profile .*none.json; take one with `pocketdraft profile BUNDLE`"):
         read_profile(tmp_path / "none.json")
 
 
