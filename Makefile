@@ -63,6 +63,7 @@ types: setup
 	@mkdir -p build/types/pocketdraft
 	@for package in export quantize runtime; do ln -sfn ../../../$$package build/types/pocketdraft/$$package; done
 	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases -p pocketdraft
+	$(BIN)/mypy --explicit-package-bases android_demo/tools
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ from typing import Any
 
 from .cache import Cache
 from .context import Emitted
-from .draft_length import Confident
+from .draft_length import Drafts
 from .errors import PocketdraftError
 from .manifest import Manifest
 from .sampler import GREEDY, Sampler
@@ -29,7 +29,7 @@ class Request:
     budget: int
     sampler: Sampler = GREEDY
     drafter: str = "mtp"
-    drafts: int | Confident = 4
+    drafts: Drafts = 4
     stop: Sequence[int] = ()
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import terminal
+from . import cli_checks, terminal
 from .cli_export import export, plan
+from .cli_numbers import Prompts, bench, embedded_prompts, profile, tune
 from .cli_prepare import adapt, calibrate, mix
+from .cli_report import report
 from .cli_run import chat, run
 from .cli_serve import serve
 from .engine import open_engine
 from .errors import PocketdraftError
-from .manifest import Manifest, open_bundle
+from .manifest import open_bundle
 from .options import Bundle, DrafterLora, Json, Lora, Quiet, Threads, at_least
 from .prompts import read_prompts
 
@@ -31,8 +32,10 @@ app.command()(mix)
 app.command()(run)
 app.command()(chat)
 app.command()(serve)
-
-Prompts = Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; default: the embedded set.")]
+app.command()(bench)
+app.command()(profile)
+app.command()(tune)
+app.command()(report)
 
 
 def main() -> None:
@@ -78,7 +81,7 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Check parity, losslessness and LiteRT-LM's own output. Exit status 1 if something differs."""
-    from . import report
+    from .report import print_validation
     from .validate import validate as check
 
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
@@ -86,51 +89,22 @@ def validate(
 
     with terminal.progress(quiet or as_json) as advance:
         engine = open_engine(bundle, threads)
-        texts = [prompt.text for prompt in read_prompts(prompts or _embedded_prompts(), per_domain)]
+        texts = [prompt.text for prompt in read_prompts(prompts or embedded_prompts(), per_domain)]
         advance("Reading checkpoints", 0, 1)
-        rungs = _rungs(engine.manifest, target, drafter, lora or (), drafter_lora or ())
+        rungs = cli_checks.rungs(engine.manifest, target, drafter, lora or (), drafter_lora or ())
         found = check(bundle, engine, texts, max_tokens, rungs, lambda what: advance(what, 0, 1))
-    print(json.dumps(found.to_json())) if as_json else report.print_validation(found, bundle)
+    print(json.dumps(found.to_json())) if as_json else print_validation(found, bundle)
     if not found.passed:
-        raise typer.Exit(1)
-
-
-@app.command()
-def bench(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles made by `pocketdraft export`.")],
-    prompts: Prompts = None,
-    per_domain: Annotated[int, typer.Option(help="Prompts taken of each domain.")] = 16,
-    max_tokens: Annotated[int, typer.Option(help="Tokens generated per prompt.")] = 96,
-    drafts: Annotated[int, typer.Option(help="Drafts per round.")] = 4,
-    threads: Threads = 1,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Plain against drafted by domain, paired; several bundles in one table. The last line is JSON."""
-    from . import report
-    from .compare import bench_bundle
-
-    at_least(1, per_domain=per_domain, max_tokens=max_tokens)
-    at_least(0, drafts=drafts, threads=threads)
-    with terminal.progress(quiet or as_json) as advance:
-        chosen = read_prompts(prompts or _embedded_prompts(), per_domain)
-        found = [bench_bundle(one, chosen, max_tokens, drafts, threads, _rungs, advance) for one in bundles]
-    if not as_json:
-        report.print_bench(found[0].domains, found[0].litert_lm, drafts, threads)
-        if len(found) > 1:
-            report.print_comparison(found)
-    print(json.dumps(report.summarize(found)))
-    if not all(one.passed for one in found):
         raise typer.Exit(1)
 
 
 @app.command()
 def inspect(bundle: Bundle, as_json: Json = False) -> None:
     """Graphs, sizes, dtypes and recipe of a bundle."""
-    from . import report
+    from .report import print_manifest
 
     manifest = open_bundle(bundle)
-    print(manifest.dump()) if as_json else report.print_manifest(manifest, bundle)
+    print(manifest.dump()) if as_json else print_manifest(manifest, bundle)
 
 
 @app.command()
@@ -180,25 +154,3 @@ def phone_bench(
     for speed in profile.speeds:
         print(f"{speed.note}: {speed.plain_tokens_per_s:.1f} tokens/s plain, {speed.tokens_per_s:.1f} drafted")
     print(f"{out}: the profile of {profile.device.name}")
-
-
-def _rungs(  # type: ignore[no-untyped-def]
-    manifest: Manifest,
-    target: Path | None = None,
-    drafter: Path | None = None,
-    lora: Sequence[Path] = (),
-    drafter_lora: Sequence[Path] = (),
-):
-    """The torch rungs of the ladder, or None where torch or the checkpoints are not at hand."""
-    try:
-        from pocketdraft.export import rungs
-    except ModuleNotFoundError:
-        return None
-    folders = rungs.find_checkpoints(manifest, target, drafter, lora, drafter_lora)
-    return rungs.rungs(manifest, *folders, lora, drafter_lora) if folders else None
-
-
-def _embedded_prompts() -> Path:
-    from pocketdraft.export.tiny import PROMPTS_FILE
-
-    return PROMPTS_FILE

@@ -17,20 +17,26 @@ from . import n_best, terminal
 from .chat import Chat
 from .chat_template import open_template
 from .constraints import open_grammars
-from .draft_length import Confident
+from .draft_length import Confident, Drafts
 from .drafters import default_rule
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
-from .options import Bundle, Json, Quiet, Threads, at_least, drafts_of, one_constraint
+from .manifest import read
+from .options import Bundle, Json, Quiet, Threads, at_least, one_constraint, start
 from .sampler import Rule, Sampler
 from .sampling import Sampling
 from .session import open_session
 from .target import Target
 from .text import Tokenizer
 
-DrafterName = Annotated[str, typer.Option("--drafter", help="mtp, prompt_lookup or none.")]
+DrafterName = Annotated[
+    str | None, typer.Option("--drafter", help="mtp, prompt_lookup or none; default: as tuned, or mtp.")
+]
 DraftsPerRound = Annotated[
-    str, typer.Option("--drafts", help="Drafts per round, or auto: as long as the drafter is sure enough.")
+    str | None,
+    typer.Option(
+        "--drafts", help="Drafts per round, or auto: as long as the drafter is sure enough; default: as tuned, or 4."
+    ),
 ]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0 is all.")]
@@ -54,8 +60,8 @@ def run(
         typer.Option(help="A command that gets each text on its standard input; the first it ends with 0 for wins."),
     ] = None,
     score_timeout: Annotated[float, typer.Option(help="Seconds that the command may take for a text.")] = 60.0,
-    drafter: DrafterName = "mtp",
-    drafts: DraftsPerRound = "4",
+    drafter: DrafterName = None,
+    drafts: DraftsPerRound = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -79,8 +85,9 @@ def run(
 
     at_least(1, max_tokens=max_tokens, n=n)
     at_least(0, threads=threads)
-    count, constraint = drafts_of(drafts), one_constraint(json_schema, regex, grammar)
-    sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, drafter, count)
+    tuned, constraint = read(bundle).tuned, one_constraint(json_schema, regex, grammar)
+    method, count = start(tuned, drafter, drafts)
+    sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, method, count)
     scorer = None
     if score is not None:
         output = subprocess.DEVNULL if quiet or as_json else sys.stderr.fileno()
@@ -92,11 +99,11 @@ def run(
         compiled = open_grammars(bundle, engine.manifest).compile(*constraint)
         sampler = replace(sampler, processors=(compiled.after(len(ids)),))
     if n > 1 or scorer:
-        sequences = n_best.samples(target, ids, max_tokens, sampler, n, drafter, count)
+        sequences = n_best.samples(target, ids, max_tokens, sampler, n, method, count)
         found = n_best.candidates(sequences, lambda: tokenizer.output(stop or ()), scorer)
         _run_several(found, n, score, quiet, as_json)
         return
-    session, text = open_session(engine, drafter, count, target, sampler), ""
+    session, text = open_session(engine, method, count, target, sampler), ""
     drafted: list[int] = []
     for emitted in session.generate(ids, max_tokens, output.feed):
         drafted.extend(emitted.tokens)
@@ -108,7 +115,7 @@ def run(
     result = {
         "text": text,
         "finish": session.context.finish,
-        "drafter": drafter,
+        "drafter": method,
         "identical": None if sampler.rejects else plain_tokens == drafted,
         "plain_tokens_per_s": round(plain.stats.tokens_per_s, 1),
         "drafted_tokens_per_s": round(session.stats.tokens_per_s, 1),
@@ -121,8 +128,8 @@ def chat(
     bundle: Bundle,
     system: Annotated[str | None, typer.Option(help="What the model is told before the first question.")] = None,
     max_tokens: Annotated[int, typer.Option(help="The most tokens of an answer.")] = 1024,
-    drafter: DrafterName = "mtp",
-    drafts: DraftsPerRound = "4",
+    drafter: DrafterName = None,
+    drafts: DraftsPerRound = None,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -136,12 +143,12 @@ def chat(
     """Talk, by the bundle's own chat template. Ctrl-C stops an answer, Ctrl-D ends the talk."""
     at_least(1, max_tokens=max_tokens)
     at_least(0, threads=threads)
-    count = drafts_of(drafts)
-    sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, drafter, count)
+    method, count = start(read(bundle).tuned, drafter, drafts)
+    sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, method, count)
 
     engine, tokenizer = _open(bundle, threads, quiet)
     template = open_template(bundle, engine.manifest, tokenizer)
-    talk = Chat(open_session(engine, drafter, count, sampler=sampler), template, tokenizer, system)
+    talk = Chat(open_session(engine, method, count, sampler=sampler), template, tokenizer, system)
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (edits the line that `input` reads)
@@ -203,7 +210,7 @@ def _show(piece: str, as_json: bool) -> str:
     return piece
 
 
-def _sampler(sampling: Sampling, rule: Rule | None, drafter: str, drafts: int | Confident) -> Sampler:
+def _sampler(sampling: Sampling, rule: Rule | None, drafter: str, drafts: Drafts) -> Sampler:
     return Sampler(sampling, rule or default_rule(drafter, timed=isinstance(drafts, Confident)))
 
 

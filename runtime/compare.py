@@ -48,12 +48,6 @@ class BundleBench:
     def passed(self) -> bool:
         return self.identical and self.litert_lm.outcome != "fail"
 
-    @property
-    def recipe(self) -> str:
-        """One name, or three with slashes between where target, drafter and embedders differ."""
-        names = [recipe["name"] for recipe in self.manifest.recipe.values()]  # type: ignore[index]
-        return names[0] if len(set(names)) == 1 else "/".join(names)
-
     def tokens_per_s(self, method: str) -> float:
         """Mean over domains of the medians over prompts."""
         return statistics.mean(domain.tokens_per_s(method) for domain in self.domains.values())
@@ -69,7 +63,7 @@ class BundleBench:
             "drafted_tokens_per_s": round(self.tokens_per_s("mtp"), 1),
             "bundle": self.bundle.name,
             "backend": self.manifest.backend,
-            "recipe": self.recipe,
+            "recipe": self.manifest.recipe_name,
             "bytes": self.manifest.size,
             "parity": vars(self.parity) if self.parity else None,
             "by_domain": {name: domain.to_json() for name, domain in self.domains.items()},
@@ -102,13 +96,17 @@ def bench_bundle(
     texts = [prompt.text for name in domains for prompt in prompts if prompt.domain == name]
     litert_lm = cross_check(bundle, manifest, texts, tokenizer, outputs, max_tokens)
     rungs = rungs_of(manifest)
-    stretches = [
+    parity = against_reference(engine, next(rungs)[1], stretches(tokenizer, prompts)) if rungs else None
+    engine.close()
+    return BundleBench(bundle, manifest, domains, litert_lm, parity)
+
+
+def stretches(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """A few long texts of all prompts."""
+    return [
         [token for prompt in prompts[start::STRETCHES] for token in tokenizer.encode(prompt.text)]
         for start in range(min(STRETCHES, len(prompts)))
     ]
-    parity = against_reference(engine, next(rungs)[1], stretches) if rungs else None
-    engine.close()
-    return BundleBench(bundle, manifest, domains, litert_lm, parity)
 
 
 def against_reference(engine: Engine, reference: Engine, texts: Sequence[Sequence[int]]) -> Parity:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeAlias
 
-from .stats import Stats, confidence_tenth
+import numpy as np
 
-PRIOR_DRAFTS = 2.0  # how many drafts the supposed shares count for, until there are real ones
+from .cost import RoundCost, Times
+from .manifest import Tuned
+from .schedule import Floats, Judged, Schedule, schedule, table
+from .stats import TENTHS, Stats
+
+PROBE_SHARE = 0.01  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
+RELEARN_FIRST, RELEARN_EVERY = (0, 1, 2, 4, 8, 16, 32), 64  # rounds after which the schedule is made anew
+RELEARN_SELDOM = (8, 32)  # where it was not bad to begin with: a schedule takes as long as a round of a small model
+REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
 
 
 class DraftLength(Protocol):
@@ -28,55 +36,117 @@ class Fixed:
         return self.drafts
 
 
+@dataclass(frozen=True)
+class Scheduled:
+    """Stops by a table made beforehand, as `pocketdraft tune` does. Nothing in it depends on what things take now."""
+
+    schedule: Schedule
+
+    def next(self, stats: Stats) -> int:
+        return self.schedule.longest
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        return self.schedule.enough(confidences)
+
+
+@dataclass
+class Experience:
+    """What the sequences of one target have taught: what rounds take, and how sure its drafter should be."""
+
+    times: Times
+    judged: Floats = field(default_factory=lambda: np.zeros((TENTHS, 2)))
+    schedule: Schedule | None = None
+    rate: float = 0.0
+    probe_after: int = 0  # rounds
+
+    def add(self, judged: Floats) -> None:
+        """Old drafts count less and less."""
+        self.judged += judged
+        if self.judged.sum() > REMEMBERED_DRAFTS:
+            self.judged /= 2
+
+
 @dataclass
 class Confident:
-    """Stops drafting where one more draft would gain less than its time is worth, by what was accepted so far.
+    """Stops drafting where more drafts would gain less than their time is worth, by what was accepted so far.
 
-    A draft counts if all before it do. Its chance to be reached is the product over those of the share accepted at
-    their confidence, which is learnt by tenths of confidence from the drafts that the target has looked at; to be
-    accepted itself, the share over all. Its time would otherwise give tokens at the rate so far. So stop when
+    That is `schedule.py`'s rule, of shares that are learnt from the drafts that the target has looked at. Where even
+    the first draft does not pay it is left out, but for one round in many, or nothing would be learnt any more.
 
-        reached * accepted < draft time * tokens emitted / time taken.
-
-    Reaching can only fall from draft to draft, so what does not pay now will not pay later. If confidence tells
-    nothing, all tenths learn the same share, and the rule finds the length that fits it.
-
-    `cost` is a draft's time over a verify's, None for what the session measures. Times differ from run to run, and
-    with them the lengths: that changes no token of greedy or exact-match output, but it does change what rejection
-    draws. Give `cost` for the same text each time there.
-
-    The first draft of a round is always made, or nothing would be learnt. What a verify takes longer for one more
-    draft is not measured, and counts as free: where it is much, say so by `cost` or `longest`.
+    `cost` is what rounds take, or a draft's time over a verify's if that is the same whatever its width. Such a policy
+    starts anew with each sequence. None is what the target measures, and then it starts from what other sequences
+    taught. Both differ from run to run, and with them the lengths: that changes no token of greedy or exact-match
+    output, but it does change what rejection draws. Give `cost` for the same text there.
     """
 
     longest: int = 16
-    cost: float | None = None
-    _stats: Stats = field(default_factory=Stats, init=False, repr=False)
-    _least: float = field(default=0.0, init=False, repr=False)  # the chance to be reached from which a draft pays
+    cost: RoundCost | float | None = None
+    experience: Experience | None = field(default=None, init=False, repr=False, compare=False)
+    _schedule: Schedule | None = field(default=None, init=False, repr=False)  # None: nothing is known yet
+    _rate: float = field(default=0.0, init=False, repr=False)
+    _probe_at: int = field(default=0, init=False, repr=False)  # the round that drafts though it does not pay
+    _probed: bool = field(default=False, init=False, repr=False)
+    _before: Floats | None = field(default=None, init=False, repr=False, compare=False)
+    _told: Floats | None = field(default=None, init=False, repr=False, compare=False)
+
+    def starting_from(self, experience: Experience) -> Confident:
+        """One for another sequence, which adds to the experience."""
+        own = replace(self)
+        own.experience, own._schedule, own._rate = experience, experience.schedule, experience.rate
+        own._told = np.zeros((TENTHS, 2)) if own._schedule else None
+        own._probe_at = experience.probe_after
+        own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, float(experience.judged.sum())))
+        return own
 
     def next(self, stats: Stats) -> int:
-        self._stats, cost = stats, self._cost(stats)
-        accepted = sum(drafts for (_, was), drafts in stats.judged.items() if was)
-        share = _share(accepted, stats.judged.total() - accepted, 1.0)
-        # One round of a single token is supposed to have gone before, so that there is a rate to begin with.
-        rate = (stats.emitted + 1) / (stats.rounds + cost * stats.proposed + 1)
-        self._least = cost * rate / share
-        return self.longest
+        rounds = stats.rounds
+        first = RELEARN_SELDOM if self._schedule and self.experience else RELEARN_FIRST
+        if self._probed or rounds in first or (rounds and rounds % RELEARN_EVERY == 0):
+            self._learn(stats, rounds)
+        if self._schedule is None or self._schedule.longest:
+            return self.longest
+        self._probed = rounds >= self._probe_at
+        return min(self.longest, int(self._probed))
 
     def enough(self, confidences: Sequence[float]) -> bool:
-        judged, reached = self._stats.judged, 1.0
-        for confidence in confidences:
-            tenth = confidence_tenth(confidence)
-            reached *= _share(judged[tenth, True], judged[tenth, False], confidence)
-        return reached < self._least
+        return self._schedule is not None and self._schedule.enough(confidences)
 
-    def _cost(self, stats: Stats) -> float:
-        if self.cost is not None or not stats.proposed:
-            return self.cost or 0.0
-        verify_s = (stats.seconds["verify"] + stats.seconds["host"]) / stats.rounds
-        return stats.seconds["draft"] / stats.proposed / verify_s
+    def _learn(self, stats: Stats, rounds: int) -> None:
+        cost, own = self._cost(), table(stats.judged)
+        if cost is None or (self._schedule and self._told is not None and own.sum() == self._told.sum()):
+            return
+        known = own if self._before is None else own + self._before
+        judged = Judged.of_table(known)
+        # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
+        if not self._rate:
+            _, self._rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
+        self._schedule, self._rate = schedule(cost, judged, self.longest, self._rate)
+        # The less is known, the sooner it is tried again.
+        rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
+        self._probe_at, self._probed = rounds + int(min(rarely, 2 * known.sum())), False
+        if self.experience:
+            self.experience.add(own if self._told is None else own - self._told)
+            self.experience.schedule, self.experience.rate = self._schedule, self._rate
+            self.experience.probe_after = self._probe_at - rounds
+        self._told = own
+
+    def _cost(self) -> RoundCost | None:
+        if isinstance(self.cost, RoundCost):
+            return self.cost
+        if self.cost is not None:
+            return RoundCost.flat(self.cost, self.longest)
+        return self.experience.times.cost() if self.experience else None
 
 
-def _share(accepted: int, refused: int, supposed: float) -> float:
-    """Of drafts, as if a few of them had been accepted at the supposed rate."""
-    return (accepted + PRIOR_DRAFTS * supposed) / (accepted + refused + PRIOR_DRAFTS)
+Drafts: TypeAlias = int | Scheduled | Confident
+"""Their number in a round, or a policy that stops drafting early."""
+
+
+def schedule_of(tuned: Tuned) -> Schedule | None:
+    return Schedule(tuned.schedule.shares, tuned.schedule.least) if tuned.schedule else None
+
+
+def drafts_as_tuned(tuned: Tuned) -> Drafts:
+    """What a bundle starts with."""
+    table = schedule_of(tuned)
+    return Scheduled(table) if table else tuned.drafts

@@ -139,6 +139,31 @@ class Source(_Frozen):
     drafter_sha256: str
 
 
+class TunedSchedule(_Frozen):
+    """When to stop drafting: see `schedule.Schedule`. `shares` [11] by tenth of confidence, `least` by drafts made."""
+
+    shares: tuple[float, ...]
+    least: tuple[float, ...]
+
+
+class Tuned(_Frozen):
+    """What `pocketdraft tune` chose for a device: what the bundle starts with unless told otherwise.
+
+    `drafter` is a drafter's name, "none" being off; `drafts` the most of a round, 0 being off; with a `schedule` the
+    drafter may stop before. `gain` is the expected speed over plain decoding's, and `gains` by domain. `device` is
+    whose profile it was, `profile_sha256` of that profile's bytes, "" where it was taken on the spot.
+    """
+
+    drafter: str
+    drafts: NonNegativeInt
+    schedule: TunedSchedule | None = None
+    gain: float
+    gains: dict[str, float]
+    reason: str
+    device: str
+    profile_sha256: str = ""
+
+
 class Manifest(_Frozen):
     """Everything a runtime must know to run the bundle. `files` covers every byte but this file's own."""
 
@@ -156,10 +181,17 @@ class Manifest(_Frozen):
     source: Source
     versions: dict[str, str]
     files: dict[str, FileEntry]
+    tuned: Tuned | None = None
 
     def graphs_of(self, role: str) -> list[GraphSpec]:
         """The graphs with this role, narrowest first."""
         return sorted((g for g in self.graphs if g.role == role), key=lambda g: g.width)
+
+    @property
+    def recipe_name(self) -> str:
+        """One name, or three with slashes between where target, drafter and embedders differ."""
+        names = [str(recipe["name"]) for recipe in self.recipe.values()]  # type: ignore[index]
+        return names[0] if len(set(names)) == 1 else "/".join(names)
 
     @property
     def size(self) -> int:

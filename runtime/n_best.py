@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .context import Finish
-from .draft_length import Confident
+from .draft_length import Drafts
 from .errors import PocketdraftError
 from .sampler import Sampler
 from .session import Session, open_session
@@ -53,7 +53,7 @@ def samples(
     sampler: Sampler,
     count: int,
     drafter: str = "mtp",
-    drafts: int | Confident = 4,
+    drafts: Drafts = 4,
 ) -> Iterator[Session]:
     """Sequences with `prompt` begun, each with noise of its own: the first is what `sampler` gives alone.
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from . import draft_length
 from .constraints import Kind
-from .draft_length import Confident
+from .draft_length import Confident, drafts_as_tuned
 from .errors import PocketdraftError
-from .manifest import Backend, Device
+from .manifest import Backend, Device, Tuned
 
 if TYPE_CHECKING:
     from pocketdraft.export.plan import Recipes
@@ -76,12 +77,30 @@ def _text(path: Path) -> str:
         raise PocketdraftError(f"{path} is no UTF-8 text ({error.reason}, byte {error.start}); mend it.") from error
 
 
+def start(tuned: Tuned | None, drafter: str | None, drafts: str | None) -> tuple[str, draft_length.Drafts]:
+    """What was asked for; if nothing was, what the bundle was tuned to; else four drafts of the MTP drafter."""
+    if tuned and drafter is None and drafts is None:
+        return tuned.drafter, drafts_as_tuned(tuned)
+    return drafter or "mtp", 4 if drafts is None else drafts_of(drafts)
+
+
 def drafts_of(text: str) -> int | Confident:
     if text == "auto":
         return Confident()
     if not text.isdecimal():
         raise PocketdraftError(f"--drafts is {text}; give a number, 0 or more, or auto.")
     return int(text)
+
+
+def lengths(option: str, text: str) -> tuple[int, ...]:
+    """Numbers and ranges, 0 among them or not: 0-4,8."""
+    found: list[int] = []
+    for word in text.split(","):
+        first, dash, last = (part.strip() for part in word.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise PocketdraftError(f"{option} is {text!r}; give numbers or ranges with commas between: 0-4,8.")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(dict.fromkeys(found))
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

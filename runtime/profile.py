@@ -20,9 +20,10 @@ that is newer. `null` says "not known"; fields with a default may be left out.
         filled              slots of K/V that were committed when the graph was timed
         median_s, lower_quartile_s, upper_quartile_s, runs
                             of a call as the loop makes it: inputs copied in, outputs copied out, no warm-up run counted
-    host              the loop outside of all graphs, on the processor:
-        round_s             once a round: acceptance, bookkeeping, a draft of none included
-        draft_s             for each draft on top: its argmax, building its inputs, its row of the verify
+    host              what rounds take beyond the medians of their graphs
+        round_s             every round: acceptance, bookkeeping
+        drafting_s          a round that drafts at all, on top: another model's weights in the caches; 0 by default
+        draft_s             each draft, on top: its argmax, building its inputs, its row of the verify
         lookup_share        embedding lookups that ran the embedder, of all; the others were remembered rows
     speeds            a list of decoding speeds, measured in whole generations or reported:
         model, drafter, drafts, batch, temperature
@@ -88,10 +89,11 @@ class GraphTiming(_Frozen):
 
 
 class HostTiming(_Frozen):
-    """The loop outside of all graphs."""
+    """What rounds take beyond the medians of their graphs."""
 
     round_s: NonNegativeFloat
     draft_s: NonNegativeFloat
+    drafting_s: NonNegativeFloat = 0.0
     lookup_share: float = Field(default=1.0, ge=0, le=1)
 
 
@@ -179,3 +181,9 @@ def read_profile(path: Path) -> Profile:
 def write_profile(profile: Profile, path: Path) -> None:
     """Whole or not at all."""
     write_whole(path, profile.dump())
+
+
+def reported() -> list[Profile]:
+    """Public figures, as others reported them; none of them was measured by this project."""
+    folder = Path(__file__).parent / "reported"
+    return [read_profile(path) for path in sorted(folder.glob("*.json"))]

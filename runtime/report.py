@@ -91,7 +91,7 @@ def print_comparison(found: Sequence[BundleBench]) -> None:
         plain, drafted = bench.tokens_per_s("none"), bench.tokens_per_s("mtp")
         table.add_row(
             bench.manifest.backend,
-            bench.recipe,
+            bench.manifest.recipe_name,
             f"{bench.manifest.size / 1e6:.1f}",
             *((f"{parity.max_error:.0e}", f"{parity.argmax_agreement:.0%}", f"{parity.kl:.0e}") if parity else "---"),
             *(f"{bench.domains[name].stats['mtp'].accepted_per_round:.2f}" for name in domains),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 from .accept import accept
 from .cache import Cache
 from .context import Context, Emitted, Ends
-from .draft_length import Confident, DraftLength, Fixed
+from .draft_length import Confident, DraftLength, Drafts, Fixed
 from .drafters import Drafter, load
 from .engine import Engine
 from .errors import PocketdraftError
@@ -61,16 +62,19 @@ class Session:
         count = min(self.draft_length.next(stats), target.longest_draft(cache), context.remaining - 1)
         lap("host")
         proposal = drafter.propose(context, count)
-        lap("draft")
+        draft_s = lap("draft")
         verified = target.verify(cache, context.last, proposal)
-        lap("verify")
+        verify_s = lap("verify")
         verdict = accept(verified.logits, proposal, context.tokens, self.sampler)
+        sampling_s = lap("sampling")
         cache.keep(verdict.rows)
         drafter.observe(verdict, verified)
         emitted = context.commit(verdict, cache.room)
         cache.truncate(len(context.tokens))
         stats.record(proposal, verdict, emitted)
-        lap("host")
+        host_s = sampling_s + lap("host")
+        if stats.rounds > 1:  # the first one, after a prompt, is slower than any other
+            target.experience.times.add(verified.width, verify_s, len(proposal.confidences), draft_s, host_s)
         return emitted
 
     def rewind(self, tokens: Sequence[int]) -> list[int]:
@@ -107,7 +111,7 @@ class Session:
 def open_session(
     engine: Engine,
     drafter: str = "mtp",
-    drafts: int | Confident = 4,
+    drafts: Drafts = 4,
     target: Target | None = None,
     sampler: Sampler = GREEDY,
     cache: Cache | None = None,
@@ -115,7 +119,7 @@ def open_session(
 ) -> Session:
     """A fresh sequence. `drafter` names a file of `runtime/drafters`; "none" is plain decoding.
 
-    `drafts` is their number in a round, or a policy of the session's own that stops drafting early. `cache` may hold
+    `drafts` is their number in a round, or a policy that stops drafting early. `cache` may hold
     the first tokens of the prompt that is to come. `stop` tokens come on top of the bundle's. Raises PocketdraftError
     where the text would depend on how long things take.
     """
@@ -126,6 +130,8 @@ def open_session(
         )
     target = target or Target(engine)
     cache = cache or target.new_cache()
-    early_stop = drafts if isinstance(drafts, Confident) else None
+    if isinstance(drafts, Confident):
+        drafts = replace(drafts) if drafts.cost is not None else drafts.starting_from(target.experience)
+    early_stop = None if isinstance(drafts, int) else drafts
     draft_length = Fixed(drafts) if isinstance(drafts, int) else drafts
     return Session(target, cache, load(drafter, target, cache, sampler, early_stop), draft_length, sampler, stop)

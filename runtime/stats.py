@@ -6,13 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .accept import Verdict
 from .context import Emitted
 from .proposal import Proposal
 
-RoundPart = Literal["draft", "verify", "host"]
+RoundPart = Literal["draft", "verify", "sampling", "host"]
+TENTHS = 11  # of confidence: 0 to 9, and 10 for certainty itself
 
 
 def confidence_tenth(confidence: float) -> int:
@@ -28,26 +29,36 @@ class Stats:
     all were accepted (or none was proposed). `cut` is what a stop token or the budget took away again, after
     `accepted` had counted it. `judged` are the drafts that the target looked at, where their drafter told how sure
     it was: by tenths of that, those accepted and those not. `seconds` is time within rounds: drafting, verifying,
-    and the rest of the loop.
+    choosing the target's tokens and accepting drafts, and the rest of the loop.
     """
 
     outcomes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (proposed, accepted) -> rounds
     judged: Counter[tuple[int, bool]] = field(default_factory=Counter)  # (tenth of confidence, accepted) -> drafts
     emitted: int = 0
     cut: int = 0
-    seconds: dict[RoundPart, float] = field(default_factory=lambda: {"draft": 0.0, "verify": 0.0, "host": 0.0})
+    seconds: dict[RoundPart, float] = field(default_factory=lambda: dict.fromkeys(get_args(RoundPart), 0.0))
 
-    def stopwatch(self) -> Callable[[RoundPart], None]:
-        """Gives `lap(part)`, which adds the time since the lap before to that part."""
+    def stopwatch(self) -> Callable[[RoundPart], float]:
+        """Gives `lap(part)`, which adds the time since the lap before to that part, and tells it."""
         last = time.perf_counter()
 
-        def lap(part: RoundPart) -> None:
+        def lap(part: RoundPart) -> float:
             nonlocal last
             now = time.perf_counter()
-            self.seconds[part] += now - last
-            last = now
+            taken, last = now - last, now
+            self.seconds[part] += taken
+            return taken
 
         return lap
+
+    def add(self, other: Stats) -> None:
+        """The rounds of another sequence, or of the same one later on."""
+        self.outcomes.update(other.outcomes)
+        self.judged.update(other.judged)
+        self.emitted += other.emitted
+        self.cut += other.cut
+        for part, seconds in other.seconds.items():
+            self.seconds[part] += seconds
 
     def record(self, proposal: Proposal, verdict: Verdict, emitted: Emitted) -> None:
         count = len(verdict.accepted)

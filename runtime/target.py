@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .cache import Cache
+from .cost import Times
+from .draft_length import Experience
 from .engine import Engine
 from .manifest import GraphSpec
 from .proposal import Proposal
@@ -21,10 +23,12 @@ REMEMBERED_ROWS = 1024
 
 @dataclass(frozen=True)
 class Verified:
-    """`logits` [1 + N, V] and `hidden` [1 + N, D] after the final norm; row 0 is the pending token's."""
+    """`logits` [1 + N, V] and `hidden` [1 + N, D] after the final norm; row 0 is the pending token's. `width` is the
+    graph's."""
 
     logits: Floats
     hidden: Floats
+    width: int
 
 
 class Target:
@@ -34,6 +38,7 @@ class Target:
         self.context_length = manifest.context_length
         self._prefills = manifest.graphs_of("prefill")
         self._verifies = [*manifest.graphs_of("decode"), *manifest.graphs_of("verify")]
+        self.experience = Experience(Times([graph.width for graph in self._verifies]))
         self._widest = max(graph.width for graph in (*self._prefills, *self._verifies))
         self._ring = min((layer.slots for layer in manifest.kv if layer.slots), default=self.context_length)
         self._embedder = manifest.graphs_of("embed")[0].name
@@ -96,7 +101,7 @@ class Target:
         tokens = (last, *proposal.tokens)
         graph = next(g for g in self._verifies if g.width >= len(tokens))
         outputs = self._run(graph, cache, tokens)
-        return Verified(outputs["logits"][0, : len(tokens)], outputs["activations"][0, : len(tokens)])
+        return Verified(outputs["logits"][0, : len(tokens)], outputs["activations"][0, : len(tokens)], graph.width)
 
     def _prefill_graph(self, left: int, room: int) -> GraphSpec:
         """The narrowest graph that takes all that is left, else the widest; always one that fits the cache."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
+from kept import clear_old, kept
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Test runs go side by side: two threads each, spinning for each other, are many times slower than one.
@@ -57,43 +59,45 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
 
 
 @pytest.fixture(scope="session")
-def make_bundle(make_pair: Callable[[str], Pair], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A bundle by shape, recipe, backend and device. Takes ten to twenty seconds, for ExecuTorch one to two minutes."""
+def make_bundle(make_pair: Callable[[str], Pair]) -> Callable[..., Path]:
+    """A bundle by shape, recipe, backend and device. Takes ten to twenty seconds, for ExecuTorch one to two minutes.
+
+    It is kept for other tests and later runs: change a copy.
+    """
     from pocketdraft.export.pipeline import build
     from pocketdraft.export.plan import Plan, Recipes
     from pocketdraft.quantize.recipe import load
 
-    made: dict[tuple[str, str, str, str], Path] = {}
-
+    @cache
     def make(shape: str, recipe: str, backend: str = "litert", device: str = "cpu") -> Path:
-        key = shape, recipe, backend, device
-        if key not in made:
+        def write(out: Path) -> None:
             pair, one = make_pair(shape), load(recipe)
-            out = tmp_path_factory.mktemp("bundles") / "-".join(key)
             build([Plan(pair.target, pair.drafter, out, Recipes(one, one, one), backend, device, **WIDTHS)])
-            made[key] = out
-        return made[key]
+
+        return kept("-".join((shape, recipe, backend, device)), write)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def make_trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The embedded pair by recipe, backend and device, with as few graphs as drafting takes."""
+def make_trained_bundle() -> Callable[..., Path]:
+    """The embedded pair by recipe, backend and device, with as few graphs as drafting takes. Kept: change a copy."""
     from pocketdraft.export.pipeline import build
     from pocketdraft.export.plan import Plan, Recipes
     from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
     from pocketdraft.quantize.recipe import load
 
-    made: dict[tuple[str, str, str], Path] = {}
-
+    @cache
     def make(recipe: str, backend: str, device: str = "cpu") -> Path:
-        key = recipe, backend, device
-        if key not in made:
-            one, out = load(recipe), tmp_path_factory.mktemp("trained") / "-".join(key)
-            recipes = Recipes(one, one, one)
+        def write(out: Path) -> None:
+            recipes = Recipes(*[load(recipe)] * 3)
             build([Plan(TARGET_DIR, DRAFTER_DIR, out, recipes, backend, device, prefill=(64,), verify=(5,))])
-            made[key] = out
-        return made[key]
+
+        return kept("-".join(("trained", recipe, backend, device)), write)
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clear_old_bundles() -> None:
+    clear_old()

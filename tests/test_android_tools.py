@@ -13,7 +13,7 @@ import pytest
 
 from android_demo.tools import api_text, elf, fetch, native, steps
 from android_demo.tools.apk import Entry, data_offset, pack
-from android_demo.tools.checks import check_alignment, check_permissions
+from android_demo.tools.checks import check_alignment, check_libraries, check_permissions
 from android_demo.tools.class_files import class_file
 from android_demo.tools.description import BuildError, Download, load
 from android_demo.tools.jvm_types import descriptor, signature
@@ -21,15 +21,19 @@ from android_demo.tools.jvm_types import descriptor, signature
 PAGE = load().app.page_size
 
 
-def library(aligned: int) -> bytes:
-    """An ELF library of one segment, of no symbols."""
-    strings = 64 + 2 * 56 + 32
+def library(aligned: int, android: int = 24) -> bytes:
+    """An ELF library of one segment, of no symbols, built for an Android."""
+    dynamic, note, strings = 232, 264, 288
     head = (
-        b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 183, 1, 0, 64, 0, 0, 64, 56, 2, 64, 0, 0)
+        b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 183, 1, 0, 64, 0, 0, 64, 56, 3, 64, 0, 0)
     )
-    load_segment = struct.pack("<IIQQQQQQ", elf.LOAD, 5, 0, 0, 0, strings + 1, strings + 1, aligned)
-    dynamic_segment = struct.pack("<IIQQQQQQ", elf.DYNAMIC, 6, 64 + 112, 0, 0, 32, 32, 8)
-    return head + load_segment + dynamic_segment + struct.pack("<QQQQ", elf.STRINGS, strings, 0, 0) + b"\0"
+    segments = [
+        (elf.LOAD, 5, 0, 0, 0, strings + 1, strings + 1, aligned),
+        (elf.DYNAMIC, 6, dynamic, dynamic, dynamic, 32, 32, 8),
+        (elf.NOTE, 4, note, note, note, 24, 24, 4),
+    ]
+    said = struct.pack("<QQQQ", elf.STRINGS, strings, 0, 0) + struct.pack("<III8sI", 8, 4, 1, b"Android", android)
+    return head + b"".join(struct.pack("<IIQQQQQQ", *segment) for segment in segments) + said + b"\0"
 
 
 def apk_of(folder: Path, aligned: int = PAGE, page_size: int = PAGE) -> Path:
@@ -65,6 +69,14 @@ def test_a_compressed_library_is_refused(tmp_path: Path) -> None:
         out.writestr("lib/arm64-v8a/libone.so", library(PAGE))
     with pytest.raises(BuildError, match=r"libone.so is compressed"):
         check_alignment(apk, PAGE)
+
+
+def test_a_library_for_a_newer_android_is_refused(tmp_path: Path) -> None:
+    apk = tmp_path / "test.apk"
+    pack([Entry("lib/arm64-v8a/libone.so", library(PAGE, android=30))], apk, PAGE)
+    check_libraries(apk, 30)
+    with pytest.raises(BuildError, match=r"libone.so was built for API level 30, but .* is 26"):
+        check_libraries(apk, 26)
 
 
 def test_a_permission_beyond_the_described_ones_is_refused() -> None:

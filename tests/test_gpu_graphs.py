@@ -93,7 +93,7 @@ def test_the_runtime_tells_the_graphs_their_slots_as_litert_lm_does(bundle):
     target = Target(engine)
     cache = Cache(engine.new_cache(), target.context_length, length=7)
     target.verify(cache, 5, Proposal.chain([6, 7, 8, 9]))
-    slots = engine._graphs["verify"]._written[SLOTS_NAME]  # type: ignore[attr-defined]
+    slots = engine._graphs["verify"]._given[SLOTS_NAME]  # type: ignore[attr-defined]
     np.testing.assert_array_equal(slots, np.array([[[[7, 12, 12, 0, 0, 0, 0]]]], np.int32))
     assert slots.dtype == np.int32
     engine.close()

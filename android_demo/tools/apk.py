@@ -50,4 +50,4 @@ def padding(at: int, info: zipfile.ZipInfo, aligned: int) -> bytes:
 
 def data_offset(raw: bytes, info: zipfile.ZipInfo) -> int:
     name, extra = struct.unpack_from("<HH", raw, info.header_offset + 26)
-    return info.header_offset + 30 + name + extra
+    return int(info.header_offset + 30 + name + extra)

@@ -17,7 +17,7 @@ from .description import BUILD, DEMO, App, BuildError, Description, load
 from .fetch import fetch_all
 from .jvm import SHORT_LIVED, UNPACKED, android_jar, module_jar, runtime_jars
 from .sources import check_sources
-from .steps import command, run, step
+from .steps import command, remove, run, step
 
 APK = BUILD / "pocketdraft-demo.apk"
 ANDROID = "http://schemas.android.com/apk/res/android"
@@ -107,9 +107,9 @@ def dexed(description: Description, resources: Path) -> Path:
         folder.mkdir()
         jdk = native.jni_headers()[0].parent
         run(
-            *("java", *SHORT_LIVED, "-cp", d8, "com.android.tools.r8.D8", "--release"),
-            *("--min-api", str(app.min_sdk), "--lib", android_jar(description), "--lib", jdk),
-            *("--output", folder, *jars),
+            *("java", *SHORT_LIVED, "-cp", str(d8), "com.android.tools.r8.D8", "--release"),
+            *("--min-api", str(app.min_sdk), "--lib", str(android_jar(description)), "--lib", str(jdk)),
+            *("--output", str(folder), *map(str, jars)),
             quiet=True,
         )
 
@@ -119,6 +119,7 @@ def dexed(description: Description, resources: Path) -> Path:
 def compile_names(resources: Path, jar: Path) -> None:
     """R.java, as a jar that Kotlin compiles against."""
     classes = jar.with_suffix(".classes")
+    remove(classes)
     run("javac", "-nowarn", "--release", "11", "-d", classes, *(resources / "java").rglob("*.java"))
     with zipfile.ZipFile(jar, "w") as out:
         for file in sorted(classes.rglob("*.class")):

@@ -14,6 +14,7 @@ from .steps import run
 
 def check_apk(apk: Path, app: App) -> None:
     check_signature(apk, app.min_sdk)
+    check_libraries(apk, app.min_sdk)
     check_alignment(apk, app.page_size)
     check_identity(run("aapt2", "dump", "badging", apk), app)
     check_permissions(run("aapt2", "dump", "permissions", apk), app.permissions)
@@ -43,6 +44,18 @@ def check_alignment(apk: Path, page_size: int) -> None:
                 )
             if library:
                 check_segments(info.filename, raw[start : start + info.file_size], page_size)
+
+
+def check_libraries(apk: Path, min_sdk: int) -> None:
+    """No library was built for a newer Android than the app installs on."""
+    with zipfile.ZipFile(apk) as packed:
+        for name in packed.namelist():
+            android = elf.read(packed.read(name)).android if name.endswith(".so") else None
+            if android and android > min_sdk:
+                raise BuildError(
+                    f"{name} was built for API level {android}, but app.min_sdk in runtimes.toml is {min_sdk}: raise "
+                    "that, or take an older build of the runtime."
+                )
 
 
 def check_segments(name: str, library: bytes, page_size: int) -> None:

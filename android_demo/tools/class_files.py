@@ -48,8 +48,8 @@ class Constants:
     def value(self, type_: str, text: str) -> int | None:
         """The constant of a static final field, or None where its type has none."""
         if type_ in ("float", "double"):
-            number = float(NOT_NUMBERS.get(text, text.rstrip("f")))
-            return self.add(struct.pack(">Bf" if type_ == "float" else ">Bd", 4 if type_ == "float" else 6, number))
+            real = float(NOT_NUMBERS.get(text, text.rstrip("f")))
+            return self.add(struct.pack(">Bf" if type_ == "float" else ">Bd", 4 if type_ == "float" else 6, real))
         if type_ == "long":
             return self.add(struct.pack(">Bq", 5, int(text.rstrip("L"))))
         if type_ in ("int", "short", "byte", "char", "boolean"):
@@ -120,7 +120,7 @@ def field(constants: Constants, owner: Class, member: Member, variables: Variabl
     return struct.pack(">HHH", access(modifiers) | (ENUM if constant else 0), *head) + attributes(
         attribute(constants, "ConstantValue", struct.pack(">H", value)) if value else b"",
         attribute(constants, "Signature", struct.pack(">H", constants.utf8(signature(member.type, variables)))),
-        annotations(constants, "RuntimeInvisibleAnnotations", [member.nullable]),
+        nullability(constants, "RuntimeInvisibleAnnotations", [member.nullable]),
     )
 
 
@@ -144,8 +144,8 @@ def method(constants: Constants, owner: Class, member: Member, outer: Variables,
     return struct.pack(">HHH", access(modifiers) | (VARARGS if varargs else 0), *head) + attributes(
         attribute(constants, "Signature", struct.pack(">H", constants.utf8(generic))),
         attribute(constants, "Exceptions", struct.pack(f">H{len(thrown)}H", len(thrown), *thrown)) if thrown else b"",
-        annotations(constants, "RuntimeInvisibleAnnotations", [member.nullable]),
-        annotations(
+        nullability(constants, "RuntimeInvisibleAnnotations", [member.nullable]),
+        nullability(
             constants,
             "RuntimeInvisibleParameterAnnotations",
             [parameter.nullable for parameter in member.parameters],
@@ -168,7 +168,7 @@ def inner_classes(constants: Constants, entry: Class, classes: dict[str, Class])
     return attribute(constants, "InnerClasses", struct.pack(">H", len(nested)) + rows) if nested else b""
 
 
-def annotations(constants: Constants, name: str, nullable: list[bool | None]) -> bytes:
+def nullability(constants: Constants, name: str, nullable: list[bool | None]) -> bytes:
     """@Nullable and @NonNull: of the member itself, or of each of its parameters."""
     if all(mark is None for mark in nullable):
         return b""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-LOAD, DYNAMIC = 1, 2
+LOAD, DYNAMIC, NOTE = 1, 2, 4
 NEEDED, STRINGS, SONAME = 1, 5, 14
 DYNSYM_SECTION = 11
 
@@ -17,6 +17,8 @@ class Library:
     soname: str | None
     defined: set[str]
     undefined: set[str]
+    # The oldest Android that it was built for, where it says so.
+    android: int | None = None
 
 
 def read(data: bytes) -> Library:
@@ -31,7 +33,7 @@ def read(data: bytes) -> Library:
     def offset(address: int) -> int:
         for kind, _, start, virtual, _, length, _, _ in segments:
             if kind == LOAD and virtual <= address < virtual + length:
-                return start + address - virtual
+                return int(start + address - virtual)
         raise ValueError(f"no segment holds address {address:#x}")
 
     dynamic: list[tuple[int, int]] = []
@@ -63,4 +65,14 @@ def read(data: bytes) -> Library:
         text(entries[SONAME]) if SONAME in entries else None,
         defined,
         undefined,
+        android_version(data, [segment for segment in segments if segment[0] == NOTE]),
     )
+
+
+def android_version(data: bytes, notes: list[tuple[int, ...]]) -> int | None:
+    """The NDK leaves a note named "Android", of type 1, that starts with the API level."""
+    for _, _, start, _, _, length, _, _ in notes:
+        at = data.find(struct.pack("<I", 1) + b"Android\0", start, start + length)
+        if at >= 0:
+            return int.from_bytes(data[at + 12 : at + 16], "little")
+    return None

@@ -68,9 +68,9 @@ def kotlin_jar(description: Description, name: str, sources: Path, classpath: li
     def make(jar: Path) -> None:
         finished = jar.with_name(f"kotlinc-{name}.jar")
         run(
-            *("java", *SHORT_LIVED, "-cp", compiler, "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"),
-            *("-no-stdlib", "-no-reflect", "-jvm-target", description.app.jvm_target, "-module-name", name),
-            *("-cp", os.pathsep.join(map(str, classpath)), *options, "-d", finished, sources),
+            *("java", *SHORT_LIVED, "-cp", str(compiler), "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"),
+            *("-no-stdlib", "-no-reflect", f"-Xjdk-release={description.app.jvm_target}", "-module-name", name),
+            *("-cp", os.pathsep.join(map(str, classpath)), *options, "-d", str(finished), str(sources)),
         )
         os.replace(finished, jar)
 

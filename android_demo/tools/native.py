@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -35,8 +36,12 @@ def runtime_libraries(runtime: Runtime, abi: str) -> list[Path]:
         if not source.is_file():
             raise BuildError(f"runtime {runtime.name} has no {source.name} for {abi}: app.abis lists it.")
         target = folder / runtime.sonames.get(source.name, source.name)
-        placed.append(step(target, [source], lambda copy, source=source: shutil.copyfile(source, copy)))
+        placed.append(step(target, [source], functools.partial(copy_file, source)))
     return placed
+
+
+def copy_file(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 def built_shim(description: Description, shim: Shim, abi: str) -> Path:

@@ -1,0 +1,198 @@
+"""One bundle measured with every draft length: what `bench --out` writes, `profile` takes and `tune` starts from."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import host
+from .compare import against_reference, stretches
+from .cost import RoundCost
+from .draft_length import schedule_of
+from .engine import open_engine
+from .errors import PocketdraftError
+from .figures import points, predictions, read_limit
+from .lengths import PLAIN, Measured, Progress, Runs, Way, measure, measure_batch, samplers, ways_of
+from .manifest import Manifest
+from .profile import Profile, Speed
+from .prompts import Prompt
+from .results import ALL, FirstToken, Parity, Results
+from .sampler import GREEDY
+from .sampling import Sampling
+from .session import open_session
+from .survey import Surveyed, survey
+from .target import Target
+from .text import Tokenizer
+from .timing import TimedEngine
+from .validate import Rungs
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to measure. `lengths` None is all that the bundle has graphs for; `batches` are numbers of rows."""
+
+    prompts: Sequence[Prompt]
+    max_tokens: int
+    threads: int
+    lengths: Sequence[int] | None = None
+    sampling: Sampling = GREEDY.sampling
+    batches: Sequence[int] = ()
+    check: bool = False
+    adaptive: bool = True
+
+
+@dataclass
+class Opened:
+    """A bundle in use, and what opening it and the very first token took."""
+
+    engine: TimedEngine
+    tokenizer: Tokenizer
+    opened_s: float
+    cold_s: float
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.engine.manifest
+
+
+def open_cold(bundle: Path, threads: int, prompt: Prompt) -> Opened:
+    host.forget_peak()
+    started = time.perf_counter()
+    engine = TimedEngine(open_engine(bundle, threads))
+    tokenizer = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
+    opened_s = time.perf_counter() - started
+    session = open_session(engine, "none", 0)
+    session.begin(tokenizer.encode(prompt.text), 1)
+    session.round()
+    return Opened(engine, tokenizer, opened_s, time.perf_counter() - started)
+
+
+def fitted_lengths(manifest: Manifest) -> list[int]:
+    """One for each graph, the longest draft that it takes: the others are held out."""
+    return [0, *(graph.width - 1 for graph in manifest.graphs_of("verify"))]
+
+
+def take_profile(bundle: Path, task: Task, advance: Progress) -> Profile:
+    """Of this machine, with nothing but what a profile takes."""
+    opened = open_cold(bundle, task.threads, task.prompts[0])
+    lengths = fitted_lengths(opened.manifest)
+    ways = ways_of(opened.manifest, lengths)
+    found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance)
+    opened.engine.close()
+    return profile_of(found, opened.manifest, task, lengths)
+
+
+def benchmark(
+    bundle: Path, task: Task, advance: Progress, rungs_of: Callable[[Manifest], Rungs | None] | None = None
+) -> Results:
+    """Raises PocketdraftError for lengths that no graph is wide enough for."""
+    opened = open_cold(bundle, task.threads, task.prompts[0])
+    manifest = opened.manifest
+    widest = manifest.graphs_of("verify")[-1].width - 1
+    for length in task.lengths or ():
+        if length > widest:
+            raise PocketdraftError(
+                f"--lengths asks for {length} drafts, the widest verify graph of {bundle} takes {widest}; "
+                f"export with --drafts {length}, or give up to {widest}."
+            )
+    table = schedule_of(manifest.tuned) if manifest.tuned else None
+    ways = ways_of(manifest, task.lengths)
+    if task.adaptive:
+        ways.append(Way("mtp", "auto"))
+    if table:
+        ways.append(Way("mtp", "tuned"))
+    found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance, table)
+    fitted = [length for length in fitted_lengths(manifest) if length in found.timings.texts]
+    profile = profile_of(found, manifest, task, fitted) if len(fitted) > 1 else None
+    many = points(found.runs)
+    for rows in task.batches:
+        if rows > 1:
+            advance(f"{rows} rows", 0, 1)
+            many += points(_batch(opened, task, ways_of(manifest, task.lengths), rows), rows)
+    predicted = []
+    if task.check and profile:
+        texts = survey_all(opened, task, "mtp", widest, advance)
+        predicted = predictions(found, texts, RoundCost.of(profile), fitted, table)
+    filled = int(statistics.median(len(opened.tokenizer.encode(prompt.text)) for prompt in task.prompts))
+    results = Results(
+        date=datetime.date.today().isoformat(),
+        bundle=bundle.resolve().name,
+        bundle_bytes=manifest.size,
+        backend=manifest.backend,
+        recipe=manifest.recipe_name,
+        device=host.describe(),
+        threads=task.threads,
+        temperature=task.sampling.temperature,
+        max_tokens=task.max_tokens,
+        prompts={domain: sum(p.domain == domain for p in task.prompts) for domain in found.runs},
+        licences=tuple(sorted({f"{p.source}: {p.licence}" for p in task.prompts if p.licence})),
+        identical=found.identical,
+        points=tuple(many),
+        first_token=FirstToken(
+            cold_s=opened.cold_s, opened_s=opened.opened_s, warm_s=statistics.median(found.first_token_s)
+        ),
+        peak_memory_bytes=host.peak_memory(),
+        read=read_limit(manifest, host.memory_bandwidth(task.threads), filled + task.max_tokens // 2),
+        predictions=tuple(predicted),
+        parity=_parity(opened, task, rungs_of) if rungs_of else None,
+        profile=profile,
+    )
+    opened.engine.close()
+    return results
+
+
+def survey_all(opened: Opened, task: Task, drafter: str, longest: int, advance: Progress) -> dict[str, list[Surveyed]]:
+    """Every place of every prompt's text, by domain. Raises PocketdraftError where the text depends on drafts."""
+    way = Way(drafter, longest)
+    sampler = samplers([way], task.sampling)[way]
+    if sampler.rejects:
+        raise PocketdraftError(
+            "--check is given at a temperature, where rejection makes the text depend on the drafts; give one of them."
+        )
+    target, found = Target(opened.engine.engine), {prompt.domain: list[Surveyed]() for prompt in task.prompts}
+    for number, prompt in enumerate(task.prompts):
+        advance(f"Surveying what {drafter} would draft", number, len(task.prompts))
+        tokens = opened.tokenizer.encode(prompt.text)
+        found[prompt.domain].append(survey(target, drafter, longest, tokens, task.max_tokens, sampler))
+    return found
+
+
+def _parity(opened: Opened, task: Task, rungs_of: Callable[[Manifest], Rungs | None]) -> Parity | None:
+    """The graphs against transformers, where it is at hand."""
+    rungs = rungs_of(opened.manifest)
+    if rungs is None:
+        return None
+    found = against_reference(opened.engine, next(rungs)[1], stretches(opened.tokenizer, task.prompts))
+    return Parity(max_error=found.max_error, argmax_agreement=found.argmax_agreement, kl=found.kl)
+
+
+def profile_of(found: Measured, manifest: Manifest, task: Task, lengths: Sequence[int]) -> Profile:
+    speeds = [
+        Speed(
+            model=manifest.source.target,
+            drafter=point.drafter,
+            drafts=point.drafts,
+            temperature=task.sampling.temperature,
+            tokens_per_s=point.tokens_per_s,
+            ratio=point.ratio.value if point.ratio else 1.0,
+            acceptance_by_position=point.acceptance,
+        )
+        for point in points(found.runs)
+        if point.domain == ALL and isinstance(point.drafts, int) and point.drafts in lengths
+    ]
+    return found.timings.profile(manifest, task.threads, lengths, host.memory_bandwidth(task.threads), speeds)
+
+
+def _batch(opened: Opened, task: Task, ways: Sequence[Way], rows: int) -> dict[str, dict[Way, Runs]]:
+    """By domain; those with fewer prompts than rows are left out."""
+    target, found = Target(opened.engine.engine), {}
+    few = [PLAIN, *(way for way in ways if way.drafts in fitted_lengths(opened.manifest) and way != PLAIN)]
+    for domain in dict.fromkeys(prompt.domain for prompt in task.prompts):
+        own = [prompt for prompt in task.prompts if prompt.domain == domain]
+        if len(own) >= rows:
+            found[domain] = measure_batch(target, opened.tokenizer, own, few, rows, task.max_tokens, task.sampling)
+    return found

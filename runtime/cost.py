@@ -1,0 +1,188 @@
+"""The cost model: what a round gives, over what it takes on one device.
+
+    tokens/s of n drafts = (1 + c1 + c1 c2 + ... + c1 c2 ... cn) / (verify(n + 1) + n drafts + host)
+
+where ck is the chance that draft k is accepted if all before it were, and verify(T) the narrowest graph that takes T
+tokens: decoding for T = 1. Every round ends with one token of the target's own, which is the 1. Leviathan et al.
+(arXiv 2211.17192, theorem 3.8) have the case where all ck are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from .errors import PocketdraftError
+from .profile import GraphTiming, Profile
+
+DRAFTLESS = ("none", "prompt_lookup")  # drafters that run no graph
+REMEMBERED_ROUNDS = 32  # a device gets warm and slower: only the last few rounds tell what it does now
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """Seconds, or any other unit, of what a round is made of.
+
+    `verify_s` is by width, narrowest first; the first is decoding, width 1. `draft_s` is one draft, its argmax and its
+    row of the verify included, `drafting_s` comes once where there are drafts, `round_s` is the loop's own work,
+    `lookup_s` one embedding lookup.
+    """
+
+    verify_s: tuple[tuple[int, float], ...]
+    draft_s: float
+    round_s: float = 0.0
+    lookup_s: float = 0.0
+    drafting_s: float = 0.0
+
+    @property
+    def longest(self) -> int:
+        """The most drafts that a graph is wide enough for."""
+        return self.verify_s[-1][0] - 1
+
+    def verify(self, width: int) -> float:
+        """Of the narrowest graph that takes so many tokens. Raises ValueError where none does."""
+        for wide, seconds in self.verify_s:
+            if wide >= width:
+                return seconds
+        raise ValueError(f"a verify of {width} tokens, where the widest graph takes {self.longest + 1}")
+
+    def seconds(self, nodes: int, calls: int | None = None) -> float:
+        """A round that verifies so many drafts. A tree takes fewer `calls` of the drafter than it has nodes: one for
+        each node with children; a chain takes one for each draft."""
+        calls = nodes if calls is None else calls
+        lookups = calls + nodes + 1  # one before each draft call, one for each row of the verify
+        drafting = self.drafting_s if nodes else 0.0
+        return self.verify(nodes + 1) + calls * self.draft_s + drafting + self.round_s + lookups * self.lookup_s
+
+    @staticmethod
+    def flat(draft: float, longest: int = 64) -> RoundCost:
+        """Of a device where a verify takes 1, whatever its width, and a draft `draft`."""
+        return RoundCost(((1, 1.0), (longest + 1, 1.0)), draft)
+
+    @staticmethod
+    def of(profile: Profile, drafter: str = "mtp", filled: int | None = None) -> RoundCost:
+        """What a profile says of a drafter's rounds. `filled` is the context fill, between those that were timed.
+
+        Raises PocketdraftError for a profile without the graphs that a round runs.
+        """
+        target = _by_width(profile, ("decode", "verify"), filled)
+        draft = _by_width(profile, ("draft",), filled)
+        if 1 not in target or len(target) < 2 or not draft:
+            raise PocketdraftError(
+                f"The profile of {profile.device.name} times no decode, verify or draft graph, only what was "
+                f"{profile.origin} as a whole; take one on the device with `pocketdraft profile BUNDLE`."
+            )
+        embed = _by_width(profile, ("embed",), None)
+        per_layer = _by_width(profile, ("embed_per_layer",), None)
+        host = profile.host
+        return RoundCost(
+            verify_s=tuple(sorted(target.items())),
+            draft_s=(0.0 if drafter in DRAFTLESS else draft[1]) + (host.draft_s if host else 0.0),
+            round_s=host.round_s if host else 0.0,
+            lookup_s=(embed.get(1, 0.0) + per_layer.get(1, 0.0)) * (host.lookup_share if host else 1.0),
+            drafting_s=host.drafting_s if host and drafter not in DRAFTLESS else 0.0,
+        )
+
+
+class Times:
+    """What the parts of rounds took lately, for all sessions of one target: a property of the device, not of a text."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        """`widths` of decoding and the verify graphs."""
+        self._verify: dict[int, deque[float]] = {width: deque(maxlen=REMEMBERED_ROUNDS) for width in sorted(widths)}
+        self._draft: deque[float] = deque(maxlen=REMEMBERED_ROUNDS)
+        self._host: deque[float] = deque(maxlen=REMEMBERED_ROUNDS)
+
+    def add(self, width: int, verify_s: float, drafts: int, draft_s: float, host_s: float) -> None:
+        """One round, that verified with the graph of this width."""
+        self._verify[width].append(verify_s)
+        self._host.append(host_s)
+        if drafts:
+            self._draft.append(draft_s / drafts)
+
+    def cost(self) -> RoundCost | None:
+        """Lower quartiles: a graph that has not run for a while finds its weights out of the caches, and is slower
+        than if it were used all along. A width that has not run lies between its neighbours. None until a draft was
+        timed."""
+        known = {width: _lower(times) for width, times in self._verify.items() if times}
+        if not known or not self._draft:
+            return None
+        verify = np.interp(list(self._verify), list(known), list(known.values()))
+        return RoundCost(
+            tuple(zip(self._verify, verify.tolist(), strict=True)),
+            _lower(self._draft),
+            _lower(self._host),
+        )
+
+
+def _lower(times: Sequence[float]) -> float:
+    return sorted(times)[len(times) // 4]
+
+
+def expected_tokens(chances: Sequence[float], drafts: int | None = None) -> float:
+    """Tokens of a round of so many drafts in a chain, the target's own included.
+
+    `chances` are conditional, by position. Beyond the last one, drafts are taken to have its chance: so many were
+    never proposed. Raises ValueError where nothing is known of a draft.
+    """
+    drafts = len(chances) if drafts is None else drafts
+    if drafts and not chances:
+        raise ValueError(f"{drafts} drafts, and no chance that any is accepted")
+    total, reached = 1.0, 1.0
+    for position in range(drafts):
+        reached *= chances[min(position, len(chances) - 1)]
+        total += reached
+    return total
+
+
+def expected_tokens_of_tree(parents: Sequence[int], chances: Sequence[float]) -> float:
+    """Tokens of a round whose proposal is a tree: node i hangs on `parents[i]` (-1: the pending token), and has
+    `chances[i]` to be the target's token if its parent is. Chances of one node's children must not sum to more
+    than 1: at most one of them is taken."""
+    sums: dict[int, float] = {}
+    reached: list[float] = []
+    for node, (parent, chance) in enumerate(zip(parents, chances, strict=True)):
+        if not -1 <= parent < node:
+            raise ValueError(f"node {node} hangs on {parent}, which does not come before it")
+        sums[parent] = sums.get(parent, 0.0) + chance
+        if sums[parent] > 1 + 1e-9:
+            raise ValueError(f"the children of {parent} have chances that sum to {sums[parent]:.3f}")
+        reached.append(chance * (1.0 if parent < 0 else reached[parent]))
+    return 1.0 + math.fsum(reached)
+
+
+def tokens_per_s(cost: RoundCost, chances: Sequence[float], drafts: int) -> float:
+    """Of rounds of so many drafts; 0 is plain decoding, which is the same whatever the chances."""
+    return expected_tokens(chances, drafts) / cost.seconds(drafts)
+
+
+def best_length(cost: RoundCost, chances: Sequence[float]) -> tuple[int, float]:
+    """The fixed number of drafts with the most tokens/s, and those. The fewer of equals: 0 is off."""
+    speeds = [tokens_per_s(cost, chances, drafts) for drafts in range(cost.longest + 1)]
+    best = max(range(len(speeds)), key=lambda drafts: speeds[drafts])
+    return best, speeds[best]
+
+
+def _by_width(profile: Profile, roles: Sequence[str], filled: int | None) -> dict[int, float]:
+    """Median seconds by width, at a context fill; None takes the fullest that was timed."""
+    timings: dict[int, list[GraphTiming]] = {}
+    for timing in profile.graphs:
+        if timing.role in roles:
+            timings.setdefault(timing.width, []).append(timing)
+    return {width: _at(sorted(found, key=lambda one: one.filled), filled) for width, found in timings.items()}
+
+
+def _at(timings: Sequence[GraphTiming], filled: int | None) -> float:
+    """Between two fills in proportion, beyond them the nearest."""
+    if filled is None:
+        return timings[-1].median_s
+    for before, after in pairwise(timings):
+        if before.filled <= filled < after.filled:
+            share = (filled - before.filled) / (after.filled - before.filled)
+            return before.median_s + share * (after.median_s - before.median_s)
+    return timings[0].median_s if filled < timings[0].filled else timings[-1].median_s

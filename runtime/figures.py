@@ -1,0 +1,138 @@
+"""From runs to figures: medians over prompts, intervals by resampling them, predictions beside measurements."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .cost import RoundCost, Times
+from .draft_length import Confident, Experience, Fixed, Scheduled
+from .lengths import PLAIN, Measured, Runs, Way
+from .manifest import Manifest
+from .results import ALL, Interval, Point, Prediction, Read
+from .schedule import Schedule
+from .stats import Stats
+from .survey import Surveyed, play
+
+RESAMPLES = 2_000
+CONFIDENCE = (0.025, 0.975)
+
+
+def points(runs: Mapping[str, Mapping[Way, Runs]], batch: int = 1) -> list[Point]:
+    """One for each domain and way, and those of all prompts together."""
+    found: list[Point] = []
+    for domain, by_way in {**runs, ALL: together(runs)}.items():
+        plain = by_way[PLAIN]
+        for way, one in by_way.items():
+            stats = one.stats
+            found.append(
+                Point(
+                    domain=domain,
+                    drafter=way.drafter,
+                    drafts=way.drafts,
+                    batch=batch,
+                    tokens_per_s=statistics.median(one.speeds),
+                    ratio=None if way == PLAIN else ratio(plain.speeds, one.speeds),
+                    accepted_per_round=stats.accepted_per_round,
+                    acceptance=tuple(stats.acceptance_by_position()),
+                    conditional_acceptance=tuple(stats.conditional_acceptance_by_position()),
+                    rounds=stats.rounds,
+                    tokens=stats.emitted,
+                    seconds=stats.seconds,
+                )
+            )
+    return found
+
+
+def together(runs: Mapping[str, Mapping[Way, Runs]]) -> dict[Way, Runs]:
+    """Of all domains."""
+    found: dict[Way, Runs] = {}
+    for by_way in runs.values():
+        for way, one in by_way.items():
+            whole = found.setdefault(way, Runs())
+            whole.tokens += one.tokens
+            whole.seconds += one.seconds
+            whole.stats.add(one.stats)
+    return found
+
+
+def ratio(plain: Sequence[float], drafted: Sequence[float]) -> Interval:
+    """Median over prompts of drafted over plain speed; both lists are by prompt."""
+    ratios = np.array(drafted) / np.array(plain)
+    picks = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(ratios[picks], axis=1), CONFIDENCE)
+    return Interval(value=float(np.median(ratios)), low=float(low), high=float(high))
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Tokens/s of one way on one domain: the median over its texts, and what happened over all of them."""
+
+    tokens_per_s: float
+    stats: Stats
+
+
+def predict(texts: Sequence[Surveyed], way: Way, cost: RoundCost, schedule: Schedule | None = None) -> Predicted:
+    """Each text on its own, as each is a session; those that learn tell the next."""
+    speeds, stats, experience = [], Stats(), Experience(Times([]))
+    for text in texts:
+        if isinstance(way.drafts, int):
+            played = play([text], Fixed(way.drafts), cost)
+        else:
+            learning = Confident(cost=cost).starting_from(experience)
+            policy = Scheduled(schedule) if way.drafts == "tuned" and schedule else learning
+            played = play([text], policy, cost, policy)
+        speeds.append(played.tokens_per_s)
+        stats.add(played.stats)
+    return Predicted(statistics.median(speeds), stats)
+
+
+def predictions(
+    measured: Measured,
+    texts: Mapping[str, Sequence[Surveyed]],
+    cost: RoundCost,
+    fitted: Collection[int],
+    schedule: Schedule | None = None,
+) -> list[Prediction]:
+    """Of the ways that were measured with the surveyed drafter, mtp."""
+    whole = {**measured.runs, ALL: together(measured.runs)}
+    surveyed = {**texts, ALL: [text for found in texts.values() for text in found]}
+    return [
+        Prediction(
+            domain=domain,
+            drafter=way.drafter,
+            drafts=way.drafts,
+            held_out=way.drafts not in fitted,
+            predicted=predict(surveyed[domain], way, cost, schedule).tokens_per_s,
+            measured=statistics.median(one.speeds),
+        )
+        for domain, by_way in whole.items()
+        for way, one in by_way.items()
+        if way.drafter in ("mtp", "none")
+    ]
+
+
+def median_error(found: Sequence[Prediction]) -> float:
+    """Of the held-out ones by domain, without sign."""
+    errors = [abs(one.error) for one in found if one.held_out and one.domain != ALL]
+    return statistics.median(errors) if errors else float("nan")
+
+
+def read_limit(manifest: Manifest, bandwidth: float, filled: int) -> Read:
+    """`filled` slots of K/V are read for each token; rings hold no more than they have slots."""
+    target, drafter = manifest.parts["target"], manifest.parts["drafter"]
+    kv = sum(
+        2 * layer.heads * layer.head_dim * min(filled, layer.slots or filled) * (1 if layer.steps else 4)
+        for layer in manifest.kv
+    )
+    return Read(
+        target_bytes=target.size,
+        drafter_bytes=drafter.size,
+        kv_bytes=kv,
+        bandwidth=bandwidth,
+        limit_tokens_per_s=bandwidth / (target.size + kv),
+        whole_program=target == drafter,
+    )

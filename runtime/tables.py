@@ -1,0 +1,84 @@
+"""Tables for people of what was measured: draft lengths, predictions, and the choice of `tune`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from .figures import median_error
+from .profile import Profile
+from .results import ALL, Results
+from .tune import Choice
+
+SHOWN = 6  # candidates of a choice
+
+
+def print_lengths(found: Results) -> None:
+    """A row for each draft length, a column for each domain: tokens/s over plain decoding's."""
+    domains = [*found.domains, ALL]
+    title = f"{found.bundle}: drafted over plain speed, median and 95 % interval over prompts"
+    table = Table("drafts", "accepted", title=title, title_justify="left")
+    for domain in domains:
+        table.add_column(domain, justify="right")
+    plain = {point.domain: point for point in found.points if point.drafter == "none" and point.batch == 1}
+    table.add_row("off", "", *(f"{plain[domain].tokens_per_s:,.0f}/s" for domain in domains))
+    whole = [point for point in found.points if point.domain == ALL and point.drafter != "none"]
+    for row in whole:
+        cells = []
+        for domain in domains:
+            point = next(
+                one
+                for one in found.points
+                if (one.domain, one.drafts, one.batch) == (domain, row.drafts, row.batch) and one.drafter != "none"
+            )
+            assert point.ratio is not None
+            cells.append(f"{point.ratio.value:.2f} ({point.ratio.low:.2f}-{point.ratio.high:.2f})")
+        rows = f", {row.batch} rows" if row.batch > 1 else ""
+        table.add_row(f"{row.drafts}{rows}", f"{row.accepted_per_round:.2f}", *cells)
+    console = Console(width=None if Console().is_terminal else 150)
+    console.print(table)
+    if found.first_token and found.read and found.peak_memory_bytes:
+        first, read = found.first_token, found.read
+        allowed = f"at {read.bandwidth / 1e9:.1f} GB/s that allows {read.limit_tokens_per_s:,.0f} tokens/s"
+        console.print(
+            f"First token: {first.cold_s * 1e3:.0f} ms cold ({first.opened_s * 1e3:.0f} of them opening), "
+            f"{first.warm_s * 1e3:.1f} ms warm. Peak memory {found.peak_memory_bytes / 1e6:.0f} MB. "
+            f"Plain decoding reads {(read.target_bytes + read.kv_bytes) / 1e6:.2f} MB a token; {allowed}."
+        )
+
+
+def print_predictions(found: Results) -> None:
+    table = Table("drafts", title=f"{found.bundle}: predicted over measured speed", title_justify="left")
+    held_out = [one for one in found.predictions if one.held_out]
+    domains = list(dict.fromkeys(one.domain for one in held_out))
+    for domain in domains:
+        table.add_column(domain, justify="right")
+    for drafts in dict.fromkeys(one.drafts for one in held_out):
+        row = [one for one in held_out if one.drafts == drafts]
+        table.add_row(str(drafts), *(f"{one.error:+.1%}" for one in row))
+    console = Console()
+    if held_out:
+        console.print(table)
+        console.print(
+            f"Median error on draft lengths that were not used to fit: {median_error(found.predictions):.1%}."
+        )
+    else:
+        console.print(
+            "Every draft length has a graph of its own, none is left to be held out; run more with --lengths."
+        )
+
+
+def print_choice(bundle: str, found: Choice, profile: Profile) -> None:
+    console = Console()
+    table = Table("", "gain", title=f"{bundle} on {profile.device.name} ({profile.origin})", title_justify="left")
+    best = sorted(found.candidates, key=lambda one: -one.gain)[:SHOWN]
+    domains = list(best[0].gains) if best else []
+    for domain in domains:
+        table.add_column(domain, justify="right")
+    for one in best:
+        style = "bold" if one == found.chosen else ""
+        table.add_row(one.name, f"{one.gain:.2f}x", *(f"{one.gains[d]:.2f}x" for d in domains), style=style)
+    console.print(table)
+    console.print(f"[bold]{found.chosen.name}[/]: {found.reason}.")
+    for domain, gain in found.loses.items():
+        console.print(f"It loses on {domain}: {gain:.2f}x.")

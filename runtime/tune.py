@@ -1,0 +1,163 @@
+"""What a bundle should start with on a device: drafter, number of drafts or schedule, or off, and why.
+
+The cost of a round is the device's (`RoundCost`), acceptance the bundle's: drafts are surveyed once, here, and each
+choice is played on paper with that device's times. Domains weigh alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .benchmark import Task, fitted_lengths, open_cold, profile_of, survey_all
+from .cost import RoundCost
+from .draft_length import DraftLength, EarlyStop, Fixed, Scheduled
+from .errors import PocketdraftError
+from .files import write_whole
+from .lengths import Progress, measure, ways_of
+from .manifest import MANIFEST_NAME, Manifest, Tuned, TunedSchedule, read
+from .profile import Profile, files_digest
+from .schedule import Judged, Schedule, best
+from .survey import Surveyed, play
+
+DRAFTERS = ("mtp", "prompt_lookup")
+LEAST_GAIN = 1.02  # over plain decoding: less is within what a prediction errs
+SCHEDULE_GAIN = 1.01  # over the best fixed length: less is not worth a rule
+Texts = Mapping[str, Sequence[Surveyed]]  # by domain
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice on paper. Gains are over plain decoding; `tokens` and `decodings` are of a round, means over domains:
+    what it gives, and how many times as long as one of plain decoding it takes."""
+
+    drafter: str
+    drafts: int
+    schedule: Schedule | None
+    gain: float
+    gains: dict[str, float]
+    tokens: float
+    decodings: float
+
+    @property
+    def name(self) -> str:
+        count = f"{self.drafts} draft" + ("s" if self.drafts > 1 else "")
+        how = f"up to {count}, by confidence" if self.schedule else count
+        return f"{self.drafter}, {how}" if self.drafts else "off"
+
+
+OFF = Candidate("none", 0, None, 1.0, {}, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`chosen` is one of `candidates`, or off."""
+
+    chosen: Candidate
+    reason: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def loses(self) -> dict[str, float]:
+        """Domains where the choice is slower than plain decoding."""
+        return {domain: gain for domain, gain in self.chosen.gains.items() if gain < 1}
+
+    def tuned(self, device: str, profile_sha256: str) -> Tuned:
+        found = self.chosen
+        return Tuned(
+            drafter=found.drafter,
+            drafts=found.drafts,
+            schedule=TunedSchedule(shares=found.schedule.shares, least=found.schedule.least)
+            if found.schedule
+            else None,
+            gain=round(found.gain, 4),
+            gains={domain: round(gain, 4) for domain, gain in found.gains.items()},
+            reason=self.reason,
+            device=device,
+            profile_sha256=profile_sha256,
+        )
+
+
+def choose(texts: Mapping[str, Texts], costs: Mapping[str, RoundCost]) -> Choice:
+    """By drafter: its surveyed texts, and what its rounds take."""
+    found: list[Candidate] = []
+    for drafter, by_domain in texts.items():
+        cost = costs[drafter]
+        found += [_candidate(drafter, n, None, by_domain, cost) for n in range(1, cost.longest + 1)]
+        table = _schedule(by_domain, cost)
+        if table and table.longest:
+            found.append(_candidate(drafter, table.longest, table, by_domain, cost))
+    fixed = max((one for one in found if not one.schedule), key=lambda one: one.gain)
+    scheduled = max((one for one in found if one.schedule), key=lambda one: one.gain, default=fixed)
+    top = scheduled if scheduled.gain > SCHEDULE_GAIN * fixed.gain else fixed
+    if top.gain > LEAST_GAIN:
+        return Choice(top, f"{_round_of(top)}: {top.gain:.2f} times plain decoding's speed", tuple(found))
+    cost = costs[top.drafter]
+    verify = cost.verify(top.drafts + 1) / cost.verify(1)
+    reason = (
+        f"even the best, {top.name}, would be {top.gain:.2f} times as fast as plain decoding: {_round_of(top)} "
+        f"(verifying {top.drafts + 1} tokens alone takes {verify:.2f})"
+    )
+    return Choice(OFF, reason, tuple(found))
+
+
+def tune(bundle: Path, task: Task, profile: Profile | None, advance: Progress) -> tuple[Choice, Profile]:
+    """For a device, or for this one, which is measured then. Raises PocketdraftError for another bundle's profile."""
+    opened = open_cold(bundle, task.threads, task.prompts[0])
+    if profile is None:
+        lengths = fitted_lengths(opened.manifest)
+        ways = ways_of(opened.manifest, lengths)
+        found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance)
+        profile = profile_of(found, opened.manifest, task, lengths)
+    elif profile.bundle_sha256 not in ("", files_digest(opened.manifest)):
+        raise PocketdraftError(
+            f"The profile of {profile.device.name} is of a bundle {profile.bundle_sha256[:12]}, {bundle} is "
+            f"{files_digest(opened.manifest)[:12]}; take it with this bundle."
+        )
+    costs = {drafter: RoundCost.of(profile, drafter) for drafter in DRAFTERS}
+    longest = min(costs["mtp"].longest, opened.manifest.graphs_of("verify")[-1].width - 1)
+    texts = {drafter: survey_all(opened, task, drafter, longest, advance) for drafter in DRAFTERS}
+    opened.engine.close()
+    return choose(texts, costs), profile
+
+
+def write_choice(bundle: Path, tuned: Tuned | None) -> Manifest:
+    """Into the bundle's manifest, which is exchanged as a whole. None takes a choice back."""
+    manifest = read(bundle).model_copy(update={"tuned": tuned})
+    write_whole(bundle / MANIFEST_NAME, manifest.dump())
+    return manifest
+
+
+def _candidate(drafter: str, drafts: int, table: Schedule | None, texts: Texts, cost: RoundCost) -> Candidate:
+    policy: DraftLength = Scheduled(table) if table else Fixed(drafts)
+    stop: EarlyStop | None = Scheduled(table) if table else None
+    played = {domain: play(found, policy, cost, stop) for domain, found in texts.items()}
+    decode = cost.seconds(0)
+    slow = {domain: one.seconds / one.stats.emitted / decode for domain, one in played.items()}  # decodings a token
+    rounds = [one.stats.rounds for one in played.values()]
+    return Candidate(
+        drafter,
+        drafts,
+        table,
+        gain=len(slow) / sum(slow.values()),
+        gains={domain: 1 / time for domain, time in slow.items()},
+        tokens=sum(one.stats.emitted for one in played.values()) / sum(rounds),
+        decodings=sum(one.seconds for one in played.values()) / decode / sum(rounds),
+    )
+
+
+def _schedule(texts: Texts, cost: RoundCost) -> Schedule | None:
+    """From how sure drafts were, and rightly, in rounds of the longest length; None if the drafter does not tell."""
+    every = [text for found in texts.values() for text in found]
+    judged = play(every, Fixed(cost.longest), cost, _Never()).stats.judged
+    return best(cost, Judged.of(judged), cost.longest)[0] if judged else None
+
+
+class _Never:
+    def enough(self, confidences: Sequence[float]) -> bool:
+        return False
+
+
+def _round_of(one: Candidate) -> str:
+    return f"a round gives {one.tokens:.2f} tokens and takes {one.decodings:.2f} decodings"

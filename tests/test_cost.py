@@ -1,0 +1,193 @@
+"""The cost model against simulation, where both can be computed, and against sums on paper."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import ScriptedEngine, scripted_manifest
+
+from pocketdraft.runtime.cost import (
+    RoundCost,
+    Times,
+    best_length,
+    expected_tokens,
+    expected_tokens_of_tree,
+    tokens_per_s,
+)
+from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.profile import DeviceInfo, GraphTiming, HostTiming, Profile, Speed
+from pocketdraft.runtime.session import open_session
+
+chances = st.lists(st.floats(0, 1), min_size=1, max_size=8)
+STEPS = RoundCost(((1, 1.0), (2, 1.1), (5, 1.4), (9, 2.5)), draft_s=0.2, round_s=0.05, lookup_s=0.01)
+
+
+def timing(name: str, role: str, width: int, seconds: float, filled: int = 0) -> GraphTiming:
+    return GraphTiming(
+        name=name,
+        role=role,
+        width=width,
+        filled=filled,
+        median_s=seconds,
+        lower_quartile_s=seconds,
+        upper_quartile_s=seconds,
+        runs=9,
+    )
+
+
+def profile(*graphs: GraphTiming, host: HostTiming | None = None) -> Profile:
+    return Profile(
+        origin="reported",
+        source="a test",
+        device=DeviceInfo(name="phone"),
+        graphs=graphs,
+        host=host,
+        speeds=(Speed(model="m", ratio=1.5),),
+    )
+
+
+GRAPHS = (
+    timing("decode", "decode", 1, 0.04),
+    timing("verify", "verify", 5, 0.06),
+    timing("verify_2", "verify", 2, 0.05),
+    timing("drafter", "draft", 1, 0.004),
+    timing("embedder", "embed", 1, 0.0001),
+    timing("per_layer_embedder", "embed_per_layer", 1, 0.0003),
+)
+
+
+@settings(deadline=None)
+@given(chances, st.integers(0, 8))
+def test_expected_tokens_are_those_of_drafts_refused_by_chance(each, drafts):
+    """By all outcomes of a round: k drafts stand with the chance that k are right and the next is not."""
+    known = [each[min(k, len(each) - 1)] for k in range(drafts)]
+    outcomes = sum((k + 1) * math.prod(known[:k]) * (1 - known[k] if k < drafts else 1.0) for k in range(drafts + 1))
+    assert expected_tokens(each, drafts) == pytest.approx(outcomes)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 4), st.lists(st.integers(0, 11), min_size=1, max_size=5), st.booleans())
+def test_with_the_acceptance_of_its_own_rounds_the_model_gives_their_tokens(drafts, prompt, wrong_half):
+    """Only rounds that proposed all `drafts`: the first of a text has none, the last may have fewer."""
+    session = open_session(ScriptedEngine(scripted_manifest(400), wrong_half), "mtp", drafts)
+    list(session.generate(prompt, 200))
+    stats = session.stats
+    whole = {accepted: n for (proposed, accepted), n in stats.outcomes.items() if proposed == drafts}
+    stats.outcomes.clear()
+    stats.outcomes.update({(drafts, accepted): n for accepted, n in whole.items()})
+    measured = 1 + stats.accepted / stats.rounds
+    assert expected_tokens(stats.conditional_acceptance_by_position(), drafts) == pytest.approx(measured)
+
+
+@pytest.mark.parametrize("drafts", [1, 2, 4])
+def test_predicted_tokens_per_s_are_those_of_a_session_in_modelled_time(drafts):
+    """Acceptance of half, as the scripted drafter is wrong on half of the contexts."""
+    session = open_session(ScriptedEngine(scripted_manifest(9_000)), "mtp", drafts)
+    cost = RoundCost(((1, 1.0), (2, 1.2), (3, 1.3), (5, 1.8)), 0.1, 0.05)
+    list(session.generate([1, 2, 3], 3_000))
+    seconds = sum(cost.seconds(proposed) * n for (proposed, _), n in session.stats.outcomes.items())
+    assert tokens_per_s(cost, [0.5], drafts) == pytest.approx(session.stats.emitted / seconds, rel=0.05)
+
+
+def test_a_round_runs_the_narrowest_verify_that_takes_its_drafts_and_the_pending_token():
+    lookups = [0.01 * (2 * drafts + 1) for drafts in range(9)]
+    verify = [1.0, 1.1, 1.4, 1.4, 1.4, 2.5, 2.5, 2.5, 2.5]
+    assert [STEPS.seconds(n) for n in range(9)] == pytest.approx(
+        [v + 0.2 * n + 0.05 + looked for n, (v, looked) in enumerate(zip(verify, lookups, strict=True))]
+    )
+    with pytest.raises(ValueError, match="a verify of 10 tokens, where the widest graph takes 9"):
+        STEPS.seconds(9)
+
+
+@given(chances, st.integers(0, 8))
+def test_a_chain_is_the_tree_without_branches(each, drafts):
+    known = [each[min(k, len(each) - 1)] for k in range(drafts)]
+    assert expected_tokens_of_tree(range(-1, drafts - 1), known) == pytest.approx(expected_tokens(each, drafts))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.floats(0, 0.4), min_size=6, max_size=6), st.integers(0, 99))
+def test_a_tree_gives_the_tokens_of_random_walks_down_it(each, seed):
+    """Two children of the root, two of the first of them, one of each of those."""
+    parents = (-1, -1, 0, 0, 2, 3)
+    random, total, walks = np.random.default_rng(seed), 0, 3_000
+    for _ in range(walks):
+        node, uniform = -1, random.random()
+        while True:
+            total += 1
+            children = [child for child, parent in enumerate(parents) if parent == node]
+            edges = np.cumsum([each[child] for child in children])
+            taken = int(np.searchsorted(edges, uniform)) if children else 0
+            if taken >= len(children):
+                break
+            node, uniform = children[taken], random.random()
+    assert expected_tokens_of_tree(parents, each) == pytest.approx(total / walks, abs=0.08)
+
+
+def test_a_tree_whose_children_are_too_likely_or_come_before_their_parent_is_refused():
+    with pytest.raises(ValueError, match="children of -1 have chances that sum to"):
+        expected_tokens_of_tree((-1, -1), (0.6, 0.6))
+    with pytest.raises(ValueError, match="node 0 hangs on 1"):
+        expected_tokens_of_tree((1, -1), (0.1, 0.1))
+
+
+def test_a_tree_runs_the_drafter_once_for_each_node_with_children():
+    assert STEPS.seconds(6, calls=3) == pytest.approx(2.5 + 3 * 0.2 + 0.05 + 10 * 0.01)
+
+
+@given(chances)
+def test_the_best_length_is_the_best_of_all(each):
+    drafts, speed = best_length(STEPS, each)
+    assert speed == max(tokens_per_s(STEPS, each, n) for n in range(9))
+    assert speed == tokens_per_s(STEPS, each, drafts)
+
+
+def test_where_a_verify_takes_as_long_as_decoding_its_tokens_off_is_best_however_good_the_drafter():
+    linear = RoundCost(tuple((width, float(width)) for width in range(1, 10)), draft_s=0.01)
+    assert best_length(linear, [0.99])[0] == 0
+
+
+def test_the_cost_comes_from_the_profile_graph_by_graph():
+    cost = RoundCost.of(profile(*GRAPHS, host=HostTiming(round_s=0.001, draft_s=0.0002, lookup_share=0.5)))
+    assert cost.verify_s == ((1, 0.04), (2, 0.05), (5, 0.06))
+    assert (cost.draft_s, cost.round_s, cost.lookup_s) == pytest.approx((0.0042, 0.001, 0.0002))
+
+
+def test_prompt_lookup_runs_no_draft_graph():
+    host = HostTiming(round_s=0.0, draft_s=0.0002)
+    assert RoundCost.of(profile(*GRAPHS, host=host), "prompt_lookup").draft_s == pytest.approx(0.0002)
+
+
+@pytest.mark.parametrize(
+    ("filled", "seconds"), [(0, 0.04), (100, 0.04), (150, 0.05), (200, 0.06), (900, 0.06), (None, 0.06)]
+)
+def test_a_fuller_context_costs_what_was_measured_around_it(filled, seconds):
+    graphs = (timing("decode", "decode", 1, 0.06, 200), *(g.model_copy(update={"filled": 100}) for g in GRAPHS))
+    assert RoundCost.of(profile(*graphs), filled=filled).verify(1) == pytest.approx(seconds)
+
+
+def test_a_report_without_timings_predicts_nothing():
+    with pytest.raises(PocketdraftError, match="phone times no decode, verify or draft graph, only what was reported"):
+        RoundCost.of(profile())
+
+
+def test_measured_times_are_those_of_late_and_an_unknown_width_lies_between_its_neighbours():
+    times = Times([1, 3, 5])
+    assert times.cost() is None
+    times.add(1, 9.0, 0, 0.0, 0.1)
+    assert times.cost() is None, "no draft has been timed"
+    for _ in range(40):
+        times.add(1, 1.0, 0, 0.0, 0.1)
+    times.add(5, 2.0, 4, 1.2, 0.1)
+    assert times.cost() == RoundCost(((1, 1.0), (3, 1.5), (5, 2.0)), pytest.approx(0.3), 0.1)
+
+
+def test_a_round_that_drafts_at_all_costs_more_than_its_drafts():
+    host = HostTiming(round_s=0.001, draft_s=0.0002, drafting_s=0.01)
+    cost = RoundCost.of(profile(*GRAPHS[:4], host=host))
+    assert cost.seconds(0) == pytest.approx(0.041)
+    assert cost.seconds(1) == pytest.approx(0.05 + 0.0042 + 0.011)
