@@ -22,10 +22,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from pocketdraft.export.tiny import TARGET_DIR
 from pocketdraft.runtime.accept import accept
+from pocketdraft.runtime.draft_length import Scheduled
 from pocketdraft.runtime.manifest import GraphSpec, Manifest, TensorSpec
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.sampler import Rule, Sampler
 from pocketdraft.runtime.sampling import Sampling
+from pocketdraft.runtime.schedule import Schedule
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.text import Tokenizer
 
@@ -54,6 +56,7 @@ class Case:
     sampling: Sampling = GREEDY
     rule: Rule = "exact"
     ring: bool = False
+    schedule: Schedule | None = None
 
 
 PROMPT = (3, 1, 4, 1, 5, 9)
@@ -94,6 +97,11 @@ CASES = (
         "rejection",
     ),
     Case("top-k, top-p, min-p", (Turn(PROMPT, 12),), sampling=Sampling(1.3, 6, 0.9, 0.05, 1.0, 3)),
+    Case(
+        "stopped by confidence",
+        (Turn(PROMPT, 16),),
+        schedule=Schedule(tuple((tenth + 9) / 20 for tenth in range(11)), (0.9, 0.42, 0.21, 0.1)),
+    ),
     Case("a greedy penalty", (Turn(PROMPT, 12),), sampling=Sampling(repetition_penalty=1.7)),
 )
 
@@ -213,7 +221,8 @@ def _session(case: Case) -> Json:
     scripted = RingEngine(manifest(case.stop)) if case.ring else ScriptedEngine(manifest(case.stop))
     engine = Recorder(scripted)
     sampler = Sampler(case.sampling, case.rule)
-    session, rounds = open_session(engine, case.drafter, case.drafts, sampler=sampler), []
+    drafts = Scheduled(case.schedule) if case.schedule else case.drafts
+    session, rounds = open_session(engine, case.drafter, drafts, sampler=sampler), []
     for turn in case.turns:
         prompt = session.rewind(turn.prompt) if turn.rewind else turn.prompt
         rounds += [asdict(emitted) for emitted in session.generate(prompt, turn.budget)]
@@ -224,6 +233,7 @@ def _session(case: Case) -> Json:
         "manifest": json.loads(engine.manifest.model_dump_json()),
         "drafter": case.drafter,
         "drafts": case.drafts,
+        "schedule": asdict(case.schedule) if case.schedule else None,
         "turns": [asdict(turn) for turn in case.turns],
         "calls": engine.calls,
         "rounds": rounds,

@@ -102,7 +102,7 @@ class Demo(val phone: Phone) {
         val prompts = Prompt.parse(phone.asset("prompts.jsonl").lineSequence(), PROMPTS_PER_DOMAIN)
         val bandwidth = memoryBandwidth(bundle.manifest, THREADS)
         val before = bundle.target.lookups to bundle.target.lookupsRun
-        val found = Benchmark(bundle.target, bundle.tokenizer, prompts, bundle.drafts, BENCHMARK_TOKENS).run(::isStopped) { share, _ ->
+        val found = Benchmark(bundle.target, bundle.tokenizer, prompts, bundle.measuredDrafts, BENCHMARK_TOKENS).run(::isStopped) { share, _ ->
             show { doing = phone.text(R.string.benchmarking_share, (share * 90).toInt()) }
             run?.let { Status.write(phone, it, "running", share * 0.9) }
         }
@@ -111,7 +111,7 @@ class Demo(val phone: Phone) {
         if (isStopped()) return@work
         val writer = phone.profile(bundle.manifest, THREADS)
         val file = File(phone.results, "${run ?: bundle.manifest.folder.name}.profile.json")
-        Profile.write(writer.toJson(timings, found, looked, bundle.drafts, bandwidth), file)
+        Profile.write(writer.toJson(timings, found, looked, bundle.measuredDrafts, bandwidth), file)
         show {
             results = found
             profile = file

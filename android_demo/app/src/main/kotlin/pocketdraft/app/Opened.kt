@@ -5,6 +5,7 @@ import pocketdraft.core.Chat
 import pocketdraft.core.ChatTurns
 import pocketdraft.core.Manifest
 import pocketdraft.core.PocketdraftError
+import pocketdraft.core.Role
 import pocketdraft.core.Session
 import pocketdraft.core.Target
 import pocketdraft.core.TOKENIZER_NAME
@@ -18,7 +19,7 @@ class Opened private constructor(val manifest: Manifest, private val store: Conv
     val turns = ChatTurns.read(manifest)
     private val engine = openEngine(manifest, threads)
     val target = Target(engine)
-    var drafted = chat(DRAFTER)
+    var drafted = chat(drafter)
         private set
 
     // K/V of its own: made only where somebody compares.
@@ -33,23 +34,28 @@ class Opened private constructor(val manifest: Manifest, private val store: Conv
     fun save() = store.write(manifest, drafted.said)
 
     fun forget() {
-        drafted = chat(DRAFTER)
+        drafted = chat(drafter)
         plainOrNull = null
         save()
     }
 
-    /** Why nothing is drafted, or null. */
-    val offBecause: String? get() = manifest.tuned?.takeIf { it.drafter == "none" }?.reason
+    /** As the bundle was tuned, else MTP with a few drafts. */
+    val drafter get() = manifest.tuned?.drafter ?: "mtp"
+    val drafts get() = manifest.tuned?.drafts ?: measuredDrafts
 
-    val drafts: Int get() = manifest.tuned?.drafts ?: DRAFTS
+    /** How many the benchmark drafts a round: also where the choice is not to. */
+    val measuredDrafts: Int
+        get() = manifest.tuned?.drafts?.takeIf { it > 0 } ?: minOf(DRAFTS, manifest.graphsOf(Role.VERIFY).last().width - 1)
+
+    /** Why nothing is drafted, or null. */
+    val offBecause: String? get() = manifest.tuned?.takeIf { it.drafts == 0 }?.let { "${it.reason} (${it.device})" }
 
     override fun close() = engine.close()
 
     private fun chat(drafter: String) =
-        Chat(Session.open(target, if (offBecause == null) drafter else "none", drafts), turns, tokenizer)
+        Chat(Session.open(target, drafter, drafts, schedule = manifest.tuned?.schedule), turns, tokenizer)
 
     companion object {
-        const val DRAFTER = "mtp"
         const val DRAFTS = 4
 
         /** Throws [PocketdraftError] for a bundle that is broken, of a newer format, or too large for the memory. */

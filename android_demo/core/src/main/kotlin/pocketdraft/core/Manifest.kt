@@ -43,8 +43,11 @@ data class Part(val file: String, val offset: Long, val size: Long)
 
 data class FileEntry(val sha256: String, val size: Long)
 
-/** What `pocketdraft tune` chose for this phone's kind: [drafter] "none" is plain decoding, for [reason]. */
-data class Tuned(val drafter: String, val drafts: Int, val reason: String)
+/**
+ * What `pocketdraft tune` chose for the phone named [device], and why. [drafter] "none" is plain decoding; [drafts] is
+ * the most of a round, which a [schedule] may stop before.
+ */
+data class Tuned(val drafter: String, val drafts: Int, val schedule: Scheduled?, val reason: String, val device: String)
 
 /** What `bundle.json` says; `runtime/manifest.py` owns the format. */
 class Manifest private constructor(val folder: File, root: Record) {
@@ -66,8 +69,9 @@ class Manifest private constructor(val folder: File, root: Record) {
         FileEntry(file.text("sha256"), file.whole("size")).also { file.end() }
     }
 
-    val tuned: Tuned? = root.recordOrNull("tuned")?.let {
-        Tuned(it.text("drafter"), it.intOrNull("drafts") ?: 0, it.textOrNull("reason") ?: "")
+    val tuned: Tuned? = root.recordOrNull("tuned")?.let { it ->
+        val schedule = it.recordOrNull("schedule")?.let { table -> Scheduled(table.reals("shares"), table.reals("least")) }
+        Tuned(it.text("drafter"), it.int("drafts"), schedule, it.text("reason"), it.text("device"))
     }
 
     init {

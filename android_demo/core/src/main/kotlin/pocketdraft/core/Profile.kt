@@ -39,7 +39,7 @@ class Profile(
             addProperty("threads", threads)
             addProperty("memory_bandwidth", bandwidth)
             add("graphs", JsonArray().also { list -> timings.forEach { list.add(graph(it)) } })
-            add("host", host(timings, results, lookupShare))
+            add("host", host(timings, results, lookupShare, drafts))
             add("speeds", JsonArray().also { list -> results.forEach { list.add(speed(it, drafts)) } })
         }
 
@@ -54,19 +54,25 @@ class Profile(
         addProperty("runs", timing.seconds.size)
     }
 
-    /** What the loop took beyond the graphs it called: of a plain round, and of each draft on top. */
-    private fun host(timings: List<GraphTiming>, results: List<DomainResult>, lookupShare: Double) = JsonObject().apply {
-        fun seconds(holds: (GraphSpec) -> Boolean) = median(timings.filter { holds(it.graph) }.map { median(it.seconds) })
-        val lookup = timings.filter { it.graph.role in setOf(Role.EMBED, Role.EMBED_PER_LAYER) }.sumOf { median(it.seconds) }
-        val plain = results.map { it.plainStats }
-        val rounds = plain.sumOf { it.rounds }
-        val round = plain.sumOf { it.seconds.sum() } / rounds - seconds { it.role == Role.DECODE } - lookup * lookupShare
-        val drafted = results.map { it.stats }
-        val draft = drafted.sumOf { it.seconds[RoundPart.DRAFT.ordinal] } / maxOf(1, drafted.sumOf { it.proposed }) -
-            seconds { it.role == Role.DRAFT } - lookup * lookupShare
-        addProperty("round_s", maxOf(0.0, round))
-        addProperty("draft_s", maxOf(0.0, draft))
-        addProperty("lookup_share", lookupShare)
+    /** What rounds took beyond the medians of their graphs: plain ones, and each draft of the others on top. */
+    private fun host(timings: List<GraphTiming>, results: List<DomainResult>, lookupShare: Double, drafts: Int): JsonObject {
+        fun median(holds: (GraphSpec) -> Boolean) = timings.filter { holds(it.graph) }.map { median(it.seconds) }
+        val lookup = median { it.role == Role.EMBED || it.role == Role.EMBED_PER_LAYER }.sum() * lookupShare
+        val decode = median { it.role == Role.DECODE }.single() + lookup
+        val verify = median { it.role == Role.VERIFY && it.width > drafts }.min() + lookup
+        val draft = median { it.role == Role.DRAFT }.single() + 2 * lookup // its own call's, and its row of the verify
+        val round = results.sumOf { it.plainStats.seconds.sum() } / results.sumOf { it.plainStats.rounds } - decode
+        val stats = results.map { it.stats }
+        val drafted = stats.sumOf { it.draftedRounds }
+        val alone = stats.sumOf { it.rounds } - drafted
+        val beyond = stats.sumOf { it.seconds.sum() } - alone * (decode + round) - drafted * (verify + round)
+        val each = if (drafted > 0) beyond / stats.sumOf { it.proposed } - draft else 0.0
+        return JsonObject().apply {
+            addProperty("round_s", maxOf(0.0, round))
+            addProperty("draft_s", maxOf(0.0, each))
+            addProperty("drafting_s", 0.0) // with one number of drafts it cannot be told from the drafts' own
+            addProperty("lookup_share", lookupShare)
+        }
     }
 
     private fun speed(result: DomainResult, drafts: Int) = JsonObject().apply {

@@ -36,6 +36,8 @@ class Record(element: JsonElement, private val place: String, private val refuse
 
     fun record(key: String): Record = Record(member(key), at(key), refuse)
 
+    fun reals(key: String): List<Double> = array(key).map { it.asDouble }
+
     fun recordOrNull(key: String): Record? = if (isNull(key)) null else record(key)
 
     fun records(key: String): List<Record> = array(key).mapIndexed { index, it -> Record(it, "${at(key)}.$index", refuse) }

@@ -70,22 +70,26 @@ class Session(
     }
 
     companion object {
-        /** A fresh sequence. [drafter] is "mtp", "prompt_lookup" or "none"; [drafts] their number in a round. */
+        /**
+         * A fresh sequence. [drafter] is "mtp", "prompt_lookup" or "none"; [drafts] their number in a round, and with a
+         * [schedule] the drafter may stop before.
+         */
         fun open(
             target: Target,
             drafter: String,
             drafts: Int,
             sampler: Sampler = Sampler(),
             stats: Stats = Stats(),
+            schedule: Scheduled? = null,
         ): Session {
             val cache = target.newCache()
             val made = when (drafter) {
-                "mtp" -> MTPDrafter(target, cache, sampler, null)
+                "mtp" -> MTPDrafter(target, cache, sampler, schedule)
                 "prompt_lookup" -> PromptLookup
                 "none" -> NoDrafter
                 else -> throw PocketdraftError("There is no drafter '$drafter'; there are mtp, none, prompt_lookup.")
             }
-            return Session(target, cache, made, Fixed(drafts), sampler, stats)
+            return Session(target, cache, made, schedule ?: Fixed(drafts), sampler, stats)
         }
     }
 }

@@ -37,12 +37,13 @@ class Stats {
     val rounds get() = count { _, _ -> true }
     val proposed get() = outcomes.entries.sumOf { (outcome, rounds) -> outcome.first * rounds }
     val accepted get() = outcomes.entries.sumOf { (outcome, rounds) -> outcome.second * rounds }
+    val draftedRounds get() = count { proposed, _ -> proposed > 0 }
     val corrected get() = count { proposed, accepted -> accepted < proposed }
     val bonus get() = rounds - corrected
 
     /** Mean over the rounds that proposed something; the target's own token is not counted. */
     val acceptedPerRound: Double
-        get() = count { proposed, _ -> proposed > 0 }.let { if (it > 0) accepted.toDouble() / it else 0.0 }
+        get() = if (draftedRounds > 0) accepted.toDouble() / draftedRounds else 0.0
 
     /** Emitted tokens over the time of the rounds, the prompt's prefill left out. */
     val tokensPerSecond: Double get() = seconds.sum().let { if (it > 0) emitted / it else 0.0 }

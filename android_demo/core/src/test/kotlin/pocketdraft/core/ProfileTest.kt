@@ -16,8 +16,13 @@ class ProfileTest {
         val profile = Profile(manifest, DeviceInfo("Phone", "SoC", "Android 16", 8, 1L shl 33), "2.3.0", 4, "2026-11-26", "test")
         val timings = listOf("decode", "verify_3", "mtp_drafter", "embedder", "per_layer_embedder")
             .map { GraphTiming(manifest.graph(it), 6, listOf(0.5, 0.25, 1.0)) }
-        val made = profile.toJson(timings, listOf(result()), 0.5, 4, 5e10)
+        val made = profile.toJson(timings, listOf(result()), 0.5, 2, 5e10)
         assertEquals(keys(example, ""), keys(made, "") + "speeds.batch" + "speeds.temperature")
+        val host = made.getAsJsonObject("host")
+        // A plain round takes 1.5 s, of them a decode of 0.5 and two lookups of 0.5, half of which are remembered. The
+        // drafted one takes 4: a verify and its lookups 1, the loop 0.5, the draft 0.5, its two lookups 1. That leaves 1.
+        assertEquals(0.5, host["round_s"].asDouble, 1e-9)
+        assertEquals(1.0, host["draft_s"].asDouble, 1e-9)
         val timing = made.getAsJsonArray("graphs")[1].asJsonObject
         assertEquals(listOf(0.375, 0.5, 0.75), listOf("lower_quartile_s", "median_s", "upper_quartile_s").map { timing[it].asDouble })
         assertEquals("verify", timing["role"].asString)
@@ -27,16 +32,17 @@ class ProfileTest {
     @Test
     fun `the files' digest stays the same when the choice of tune is written into the manifest`() {
         val tuned = Golden.read("sessions").first().getAsJsonObject("manifest")
-        tuned.add("tuned", JsonParser.parseString("{\"drafter\": \"mtp\", \"drafts\": 3, \"reason\": \"\"}"))
+        tuned.add("tuned", JsonParser.parseString("{\"drafter\": \"mtp\", \"drafts\": 3, \"reason\": \"\", \"device\": \"\"}"))
         assertEquals(filesDigest(manifest), filesDigest(Manifest.parse(File("bundle.json"), tuned.toString())))
     }
 
     private fun result() = DomainResult("code").apply {
         plain += Run(listOf(1, 2), 1.0)
         drafted += Run(listOf(1, 2), 0.5)
-        for (stats in listOf(plainStats, stats)) {
-            stats.record(Proposal.chain(listOf(1)), Verdict(listOf(1), 2, listOf(0, 1)), Emitted(listOf(1, 2), 1, null))
-        }
+        plainStats.record(Proposal.NOTHING, Verdict(emptyList(), 1, listOf(0)), Emitted(listOf(1), 0, null))
+        plainStats.seconds[RoundPart.VERIFY.ordinal] = 1.5
+        stats.record(Proposal.chain(listOf(1)), Verdict(listOf(1), 2, listOf(0, 1)), Emitted(listOf(1, 2), 1, null))
+        stats.seconds[RoundPart.DRAFT.ordinal] = 4.0
     }
 
     /** Of all objects, by their path; of lists, those of all their members. */

@@ -10,7 +10,10 @@ class ReplayTest {
         for (recorded in Golden.read("sessions")) {
             val name = recorded["name"].asString
             val engine = ReplayedEngine(recorded.manifest(), recorded.getAsJsonArray("calls"))
-            val session = Session.open(Target(engine), recorded["drafter"].asString, recorded["drafts"].asInt, recorded.sampler())
+            val table = recorded["schedule"].takeUnless { it.isJsonNull }?.asJsonObject
+            val schedule = table?.let { Scheduled(it["shares"].doubles().toList(), it["least"].doubles().toList()) }
+            val drafts = recorded["drafts"].asInt
+            val session = Session.open(Target(engine), recorded["drafter"].asString, drafts, recorded.sampler(), schedule = schedule)
             val rounds = recorded.getAsJsonArray("turns").map { it.asJsonObject }.flatMap { turn ->
                 val whole = turn["prompt"].ints()
                 val prompt = if (turn["rewind"].asBoolean) session.rewind(whole) else whole
