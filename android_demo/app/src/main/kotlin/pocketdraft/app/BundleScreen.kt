@@ -11,14 +11,14 @@ import pocketdraft.core.PocketdraftError
 class BundleScreen(private val context: Context, private val demo: Demo, private val pick: () -> Unit) : Screen {
     private val list = context.column()
     override val view: View = ScrollView(context).apply { addView(list) }
-    private var listed: Pair<List<File>, File?>? = null
+    private var shown: Pair<File?, Boolean>? = null
 
     override fun refresh() {
-        val bundles = demo.phone.bundles()
-        val state = bundles to demo.opened?.manifest?.folder
-        if (state == listed) return
-        listed = state
-        val rows = bundles.map(::row).ifEmpty { listOf(context.card(context.label(context.getString(R.string.no_bundles)))) }
+        // Folders are looked at anew where something was opened or done, not at each step of a copy.
+        val state = demo.opened?.manifest?.folder to (demo.doing == null)
+        if (state == shown) return
+        shown = state
+        val rows = demo.phone.bundles().map(::row).ifEmpty { listOf(context.card(context.label(context.getString(R.string.no_bundles)))) }
         list.show(
             listOf(context.title(context.getString(R.string.bundles))) + rows +
                 context.button(context.getString(R.string.pick_folder)) { pick() },

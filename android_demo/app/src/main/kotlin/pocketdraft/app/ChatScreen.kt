@@ -1,6 +1,7 @@
 package pocketdraft.app
 
 import android.content.Context
+import android.text.InputType
 import android.text.SpannableStringBuilder
 import android.text.Spanned
 import android.text.style.BackgroundColorSpan
@@ -18,11 +19,15 @@ class ChatScreen(private val context: Context, private val demo: Demo) : Screen 
     private val exchanges = context.column()
     private val scroll = ScrollView(context).apply { addView(exchanges) }
     private val compare = CheckBox(context).apply {
+        id = R.id.compare // what has an id survives a rotation
         text = context.getString(R.string.compare)
         textSize = TextSize.SMALL
         isChecked = true
     }
     private val question = EditText(context).apply {
+        id = R.id.question
+        inputType = InputType.TYPE_CLASS_TEXT or InputType.TYPE_TEXT_FLAG_CAP_SENTENCES
+        setHorizontallyScrolling(false)
         hint = context.getString(R.string.ask)
         textSize = TextSize.BODY
         imeOptions = EditorInfo.IME_ACTION_SEND
@@ -53,13 +58,14 @@ class ChatScreen(private val context: Context, private val demo: Demo) : Screen 
         compare.isEnabled = off == null
         sendButton.isEnabled = opened != null && demo.doing == null
         again.isEnabled = opened != null && demo.doing == null
+        val follows = !scroll.canScrollVertically(1)
         if (cards.map { it.exchange } != demo.exchanges) {
             val known = cards.associateBy { it.exchange }
             cards = demo.exchanges.map { known[it] ?: ExchangeCard(context, it) }
             exchanges.show(cards.map { it.view })
-            scroll.post { scroll.fullScroll(View.FOCUS_DOWN) }
         }
         cards.lastOrNull()?.refresh()
+        if (follows) scroll.post { scroll.scrollTo(0, exchanges.height) }
     }
 
     private fun send() {

@@ -56,6 +56,7 @@ class Demo(val phone: Phone) {
 
     private val main = Handler(Looper.getMainLooper())
     private val worker = Executors.newSingleThreadExecutor { Thread(it, "pocketdraft") }
+    private var awaited = false
     private val stopReason = AtomicReference<String?>()
 
     fun open(folder: File, run: String? = null) = work(phone.text(R.string.opening, folder.name), run) {
@@ -160,6 +161,9 @@ class Demo(val phone: Phone) {
         stopReason.compareAndSet(null, reason)
     }
 
+    /** For a user to read. */
+    fun tell(words: String) = show { message = words }
+
     fun newConversation() = work(phone.text(R.string.opening, "")) {
         opened?.forget()
         show { exchanges.clear() }
@@ -210,15 +214,23 @@ class Demo(val phone: Phone) {
 
     private fun isStopped() = stopReason.get() != null
 
+    /** Changes come one by one, screens are drawn anew once a frame: a small model says thousands of tokens a second. */
     private fun show(change: () -> Unit) {
         main.post {
             change()
-            onChange()
+            if (!awaited) main.postDelayed(::changed, FRAME_MS)
+            awaited = true
         }
+    }
+
+    private fun changed() {
+        awaited = false
+        onChange()
     }
 
     private companion object {
         const val THREADS = 4
+        const val FRAME_MS = 33L
         const val ANSWER_TOKENS = 256
         const val PROMPTS_PER_DOMAIN = 2
         const val BENCHMARK_TOKENS = 64

@@ -1,6 +1,7 @@
 package pocketdraft.app
 
 import android.app.Activity
+import android.content.ActivityNotFoundException
 import android.content.Intent
 import android.net.Uri
 import android.os.Bundle
@@ -10,6 +11,7 @@ import android.widget.FrameLayout
 import android.widget.LinearLayout
 import android.widget.TextView
 import java.io.File
+import java.io.IOException
 
 /** What the app shows; each screen draws itself anew from the demo's state. */
 interface Screen {
@@ -47,7 +49,6 @@ class MainActivity : Activity() {
             row(*tabs.toTypedArray()),
         )
         root.setPadding(pixels(16), pixels(16), pixels(16), pixels(8))
-        root.fitsSystemWindows = true
         setContentView(root)
         select(state?.getInt(SHOWN) ?: 0)
         if (state == null) obey(intent)
@@ -109,18 +110,27 @@ class MainActivity : Activity() {
         if (demo.doing != null) window.addFlags(awake) else window.clearFlags(awake)
     }
 
-    @Suppress("DEPRECATION")
-    private fun pickFolder() = startActivityForResult(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), PICK)
+    private fun pickFolder() = ask(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), PICK)
 
-    @Suppress("DEPRECATION")
     private fun saveProfile(file: File) {
         val intent = Intent(Intent.ACTION_CREATE_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE)
-        startActivityForResult(intent.setType("application/json").putExtra(Intent.EXTRA_TITLE, file.name), SAVE)
+        ask(intent.setType("application/json").putExtra(Intent.EXTRA_TITLE, file.name), SAVE)
+    }
+
+    @Suppress("DEPRECATION")
+    private fun ask(intent: Intent, request: Int) = try {
+        startActivityForResult(intent, request)
+    } catch (error: ActivityNotFoundException) {
+        demo.tell(getString(R.string.no_file_picker))
     }
 
     private fun save(uri: Uri) {
         val profile = demo.profile ?: return
-        contentResolver.openOutputStream(uri)?.use { out -> profile.inputStream().use { it.copyTo(out) } }
+        try {
+            contentResolver.openOutputStream(uri)?.use { out -> profile.inputStream().use { it.copyTo(out) } }
+        } catch (error: IOException) {
+            demo.tell(getString(R.string.cannot_read, error.message ?: ""))
+        }
     }
 
     private companion object {
