@@ -54,6 +54,7 @@ def main() -> None:
     engine.at = int(sys.argv.pop(1))
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = make_tokenizer(Path(folder))
+    cli_run.read = lambda bundle: engine.manifest
     cli_run._open = lambda bundle, threads, quiet: (engine, tokenizer)
     cli_run.open_template = lambda bundle, manifest, tokenizer: make_template()
     cli.main()

@@ -226,9 +226,10 @@ def test_the_converter_ends_with_a_killed_export(make_pair, tmp_path):
     assert names(tmp_path) == [partial]
 
 
-def test_an_interrupted_export_ends_at_once_and_leaves_nothing(make_pair, tmp_path):
-    command = export(make_pair("shared").target.parent, tmp_path / "out")
-    with subprocess.Popen([str(COMMAND), *map(str, command)], stderr=subprocess.PIPE, text=True) as child:
+def test_an_interrupted_export_ends_at_once_and_leaves_nothing(make_pair, tmp_path, tmp_path_factory):
+    command = [str(COMMAND), *map(str, export(make_pair("shared").target.parent, tmp_path / "out"))]
+    cold = os.environ | {"POCKETDRAFT_CACHE": str(tmp_path_factory.mktemp("cold"))}  # else it is done in no time
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=cold) as child:
         assert child.stderr is not None
         while not child.stderr.readline().startswith("Lowering"):
             assert child.poll() is None
