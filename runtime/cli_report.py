@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from .options import Quiet
 from .profile import Profile, reported
-from .results import Imports, Results, read_results
+from .results import Imports, Results, read_results, write_results
 
 
 def report(
@@ -28,3 +29,20 @@ def report(
     page = make([r for r in found if isinstance(r, Results)], [r for r in found if isinstance(r, Imports)], profiles)
     for path in page.write(out):
         print(path)
+
+
+def import_results(
+    files: Annotated[list[Path], typer.Argument(help="Output of LiteRT-LM's, vLLM's or llama.cpp's benchmark.")],
+    out: Annotated[Path, typer.Option(help="Where to write it, for `report`.")] = Path("imported.json"),
+    quiet: Quiet = False,
+) -> None:
+    """Read other programs' benchmarks, to stand beside these in one table."""
+    from .imports import read_foreign
+
+    found = [read_foreign(path) for path in files]
+    rows = tuple(row for one in found for row in one.rows)
+    write_results(Imports(source=", ".join(one.source for one in found), rows=rows), out)
+    if not quiet:
+        for row in rows:
+            speed = "" if row.tokens_per_s is None else f" {row.tokens_per_s:,.1f} tokens/s"
+            print(f"{row.tool} {row.model} {row.what}:{speed}")

@@ -206,7 +206,7 @@ def _roofline(found: Results) -> Figure:
     widths = [width for width, _ in graphs]
     roof = [(float(width), width * found.read.limit_tokens_per_s) for width in (min(widths), max(widths))]
     series = [Line("graphs", [(float(w), speed) for w, speed in graphs]), Line("memory allows", roof, dashed=True)]
-    svg = chart.lines(series, "tokens in one call", "tokens/s", log=True, y_format=lambda v: f"{v:,.0f}")
+    svg = chart.lines(series, "tokens in one call", "tokens/s", log=True, y_format=chart.short)
     return Figure(
         "Roofline", Markup(svg), "A graph below the line is bound by arithmetic or its caller, not by memory."
     )
