@@ -34,9 +34,11 @@ def bench(
     draft_lengths: Annotated[
         str | None, typer.Option("--lengths", help="Every one of these in turn: 0-16. With --out or --check: all.")
     ] = None,
+    drafter: Annotated[str, typer.Option(help="Of --lengths: mtp or prompt_lookup.")] = "mtp",
     temperature: Annotated[float, typer.Option(help="Of --lengths, --out and --check; 0 is greedy.")] = 0.0,
     batch: Annotated[str | None, typer.Option(help="Numbers of rows at once, too: 2,4,8.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare what the cost model predicts.")] = False,
+    parity: Annotated[bool, typer.Option("--parity/--no-parity", help="Compare graphs with transformers.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write all figures there, for `report`.")] = None,
     threads: Threads = 1,
     quiet: Quiet = False,
@@ -60,8 +62,8 @@ def bench(
         from .benchmark import Task
 
         sampling = Sampling(temperature)
-        task = Task(chosen, max_tokens, threads, chosen_lengths, sampling, rows, check)
-        _bench_lengths(bundles[0], task, out, quiet, as_json)
+        task = Task(chosen, max_tokens, threads, chosen_lengths, sampling, rows, check, drafter)
+        _bench_lengths(bundles[0], task, parity, out, quiet, as_json)
     else:
         _compare(bundles, chosen, max_tokens, drafts, threads, quiet, as_json)
 
@@ -102,6 +104,11 @@ def tune(
     max_tokens: MaxTokens = 96,
     threads: Threads = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the bundle as it is.")] = False,
+    recipes: Annotated[
+        str | None, typer.Option(help="Export the drafter in each of these, f32,w8,w4, and compare tokens/s instead.")
+    ] = None,
+    target: Annotated[Path | None, typer.Option(help="The target checkpoint, for --recipes.")] = None,
+    drafter: Annotated[Path | None, typer.Option(help="The drafter checkpoint, for --recipes.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -119,6 +126,9 @@ def tune(
     at_least(0, threads=threads)
     known = read_profile(device) if device else None
     chosen = read_prompts(prompts or embedded_prompts(), per_domain)
+    if recipes:
+        _compare_recipes(bundle, recipes.split(","), target, drafter, Task(chosen, max_tokens, threads), quiet, as_json)
+        return
     with terminal.progress(quiet or as_json) as advance:
         found, used = choose(bundle, Task(chosen, max_tokens, threads), known, advance)
     tuned = found.tuned(used.device.name, sha256(device) if device else "")
@@ -128,6 +138,32 @@ def tune(
         print(tuned.model_dump_json())
     else:
         print_choice(bundle.resolve().name, found, used)
+
+
+def _compare_recipes(
+    bundle: Path,
+    recipes: Sequence[str],
+    target: Path | None,
+    drafter: Path | None,
+    task: Task,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+    from pocketdraft.quantize.recipe import load
+
+    from .recipes import best, compare
+    from .tables import print_recipes
+
+    for recipe in recipes:
+        load(recipe)
+    with terminal.progress(quiet or as_json) as advance:
+        pair = (target or TARGET_DIR, drafter or DRAFTER_DIR)
+        rows = compare(bundle, recipes, pair, task, advance)
+    if as_json:
+        print(json.dumps({"best": best(rows).recipe, "recipes": [row.to_json() for row in rows]}))
+    else:
+        print_recipes(rows, best(rows))
 
 
 def _compare(
@@ -153,13 +189,13 @@ def _compare(
         raise typer.Exit(1)
 
 
-def _bench_lengths(bundle: Path, task: Task, out: Path | None, quiet: bool, as_json: bool) -> None:
+def _bench_lengths(bundle: Path, task: Task, parity: bool, out: Path | None, quiet: bool, as_json: bool) -> None:
     from .benchmark import benchmark
     from .results import write_results
     from .tables import print_lengths, print_predictions
 
     with terminal.progress(quiet or as_json) as advance:
-        found = benchmark(bundle, task, advance, rungs)
+        found = benchmark(bundle, task, advance, rungs if parity else None)
     if out:
         write_results(found, out)
     if not as_json:

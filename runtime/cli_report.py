@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from .options import Quiet
+from .options import Quiet, at_least
 from .profile import Profile, reported
 from .results import Imports, Results, read_results, write_results
+
+Where = Literal["local", "ray"]
 
 
 def report(
@@ -46,3 +49,33 @@ def import_results(
         for row in rows:
             speed = "" if row.tokens_per_s is None else f" {row.tokens_per_s:,.1f} tokens/s"
             print(f"{row.tool} {row.model} {row.what}:{speed}")
+
+
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="A YAML file: see the head of `runtime/sweep.py`.")],
+    on: Annotated[
+        Where, typer.Option(help="local: processes here; ray: a Ray cluster that shares the folder.")
+    ] = "local",
+    workers: Annotated[int, typer.Option(help="Points at a time. Those side by side slow each other down.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Measure models by recipes, drafters and lengths; started again, it goes on. Exit status 1 if a point fails."""
+    from .sweep import exports, points, read_sweep, run
+
+    at_least(1, workers=workers)
+    found = read_sweep(plan)
+    failed = 0
+    for jobs in (exports(found), points(found)):
+        done = sum(job.done for job in jobs)
+        if done and not quiet:
+            print(f"{done} of {len(jobs)} are done already")
+        for outcome in run(jobs, on, workers):
+            failed += outcome.error is not None
+            if outcome.error is not None:
+                print(f"pocketdraft: {outcome.job.name} failed: {outcome.error}", file=sys.stderr)
+            elif not quiet:
+                print(f"{outcome.job.name}: done", flush=True)
+    if not quiet:
+        print(f"pocketdraft report {found.out / 'points'}/*.json")
+    if failed:
+        raise typer.Exit(1)
