@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import host
+from . import clock, host
 from .compare import against_reference, stretches
 from .cost import RoundCost
 from .draft_length import schedule_of
@@ -127,6 +127,7 @@ def benchmark(
         recipe=manifest.recipe_name,
         device=host.describe(),
         threads=task.threads,
+        clock=clock.chosen(),
         temperature=task.sampling.temperature,
         max_tokens=task.max_tokens,
         prompts={domain: sum(p.domain == domain for p in task.prompts) for domain in found.runs},

@@ -11,6 +11,8 @@ import typer
 
 from . import terminal
 from .cli_checks import rungs
+from .clock import Clock
+from .clock import use as use_clock
 from .errors import PocketdraftError
 from .manifest import sha256
 from .options import Bundle, Json, Quiet, Threads, at_least, lengths, numbers
@@ -41,6 +43,7 @@ def bench(
     parity: Annotated[bool, typer.Option("--parity/--no-parity", help="Compare graphs with transformers.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write all figures there, for `report`.")] = None,
     threads: Threads = 1,
+    clock: Annotated[Clock, typer.Option(help="cpu: the thread's processor time, on a machine that is busy.")] = "wall",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -50,6 +53,7 @@ def bench(
     """
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     at_least(0, drafts=drafts, threads=threads)
+    _count_by(clock, threads)
     chosen_lengths = lengths("--lengths", draft_lengths) if draft_lengths else None
     rows = numbers("--batch", batch) if batch else ()
     if out and not out.parent.is_dir():
@@ -75,6 +79,7 @@ def profile(
     per_domain: PerDomain = 4,
     max_tokens: MaxTokens = 96,
     threads: Threads = 1,
+    clock: Annotated[Clock, typer.Option(help="cpu: the thread's processor time, on a machine that is busy.")] = "wall",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -84,6 +89,7 @@ def profile(
 
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     at_least(0, threads=threads)
+    _count_by(clock, threads)
     chosen = read_prompts(prompts or embedded_prompts(), per_domain)
     with terminal.progress(quiet or as_json) as advance:
         found = take_profile(bundle, Task(chosen, max_tokens, threads), advance)
@@ -103,6 +109,7 @@ def tune(
     per_domain: PerDomain = 16,
     max_tokens: MaxTokens = 96,
     threads: Threads = 1,
+    clock: Annotated[Clock, typer.Option(help="cpu: the thread's processor time, on a machine that is busy.")] = "wall",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the bundle as it is.")] = False,
     recipes: Annotated[
         str | None, typer.Option(help="Export the drafter in each of these, f32,w8,w4, and compare tokens/s instead.")
@@ -124,6 +131,7 @@ def tune(
 
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     at_least(0, threads=threads)
+    _count_by(clock, threads)
     known = read_profile(device) if device else None
     chosen = read_prompts(prompts or embedded_prompts(), per_domain)
     if recipes:
@@ -138,6 +146,12 @@ def tune(
         print(tuned.model_dump_json())
     else:
         print_choice(bundle.resolve().name, found, used)
+
+
+def _count_by(clock: Clock, threads: int) -> None:
+    if clock == "cpu" and threads != 1:
+        raise PocketdraftError(f"--clock is cpu, --threads is {threads}; it counts one thread: give --threads 1.")
+    use_clock(clock)
 
 
 def _compare_recipes(

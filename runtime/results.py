@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .clock import Clock
 from .errors import PocketdraftError
 from .files import write_whole
 from .profile import DeviceInfo, Profile
@@ -108,6 +109,7 @@ class Results(_Frozen):
     recipe: str
     device: DeviceInfo
     threads: int
+    clock: Clock = "wall"
     temperature: float
     max_tokens: int
     prompts: dict[str, int]

@@ -34,7 +34,10 @@ def report(results: Sequence[Results], imports: Sequence[Imports], profiles: Seq
         sections.append(_reported(profiles))
     title = "Speculative decoding: " + (", ".join(dict.fromkeys(_name(found) for found in results)) or "figures")
     first = results[0] if results else None
-    subtitle = f"{first.date}, {first.device.soc or first.device.name}, {_threads(first)}" if first else ""
+    subtitle = ""
+    if first:
+        counted = "by processor time" if first.clock == "cpu" else "by the wall's clock"
+        subtitle = f"{first.date}, {first.device.soc or first.device.name}, {_threads(first)}, {counted}"
     raw = [one.model_dump(mode="json") for one in (*results, *imports, *profiles)]
     return Report(title, subtitle, sections, raw)
 

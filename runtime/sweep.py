@@ -108,9 +108,8 @@ def read_sweep(path: Path) -> Sweep:
         where = ".".join(map(str, first["loc"])) or "the top level"
         raise PocketdraftError(f"{path} is no sweep, at {where} ({first['msg']}); mend it.") from error
     if bool(found.models) == bool(found.bundles):
-        raise PocketdraftError(
-            f"{path} has {'both' if found.models else 'neither'} models and bundles; give one of them."
-        )
+        what = "both models and bundles" if found.models else "neither models nor bundles"
+        raise PocketdraftError(f"{path} has {what}; give one of the two.")
     return _relative(found, path.parent)
 
 
