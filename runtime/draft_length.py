@@ -13,9 +13,9 @@ from .manifest import Tuned
 from .schedule import Floats, Judged, Schedule, schedule, table
 from .stats import TENTHS, Stats
 
-PROBE_SHARE = 0.01  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
+PROBE_SHARE = 0.005  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
 RELEARN_FIRST, RELEARN_EVERY = (0, 1, 2, 4, 8, 16, 32), 64  # rounds after which the schedule is made anew
-RELEARN_SELDOM = (8, 32)  # where it was not bad to begin with: a schedule takes as long as a round of a small model
+EVIDENCE = 8.0  # and where drafts were judged since, an eighth of those that it was made of
 REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
 
 
@@ -49,21 +49,27 @@ class Scheduled:
         return self.schedule.enough(confidences)
 
 
+def _none_judged() -> Floats:
+    return np.zeros((TENTHS, 2))
+
+
 @dataclass
 class Experience:
     """What the sequences of one target have taught: what rounds take, and how sure its drafter should be."""
 
     times: Times
-    judged: Floats = field(default_factory=lambda: np.zeros((TENTHS, 2)))
+    judged: Floats = field(default_factory=_none_judged)
     schedule: Schedule | None = None
     rate: float = 0.0
     probe_after: int = 0  # rounds
+    learnt: float = 0.0  # drafts that had been judged when the schedule was made
 
-    def add(self, judged: Floats) -> None:
+    def learn(self, schedule: Schedule, rate: float, probe_after: int) -> None:
         """Old drafts count less and less."""
-        self.judged += judged
+        self.schedule, self.rate, self.probe_after = schedule, rate, probe_after
         if self.judged.sum() > REMEMBERED_DRAFTS:
             self.judged /= 2
+        self.learnt = float(self.judged.sum())
 
 
 @dataclass
@@ -84,24 +90,25 @@ class Confident:
     experience: Experience | None = field(default=None, init=False, repr=False, compare=False)
     _schedule: Schedule | None = field(default=None, init=False, repr=False)  # None: nothing is known yet
     _rate: float = field(default=0.0, init=False, repr=False)
+    _probe_after: int = field(default=0, init=False, repr=False)  # rounds
     _probe_at: int = field(default=0, init=False, repr=False)  # the round that drafts though it does not pay
     _probed: bool = field(default=False, init=False, repr=False)
-    _before: Floats | None = field(default=None, init=False, repr=False, compare=False)
-    _told: Floats | None = field(default=None, init=False, repr=False, compare=False)
+    _unlearnt: float = field(default=0.0, init=False, repr=False)  # drafts judged since the schedule was made
+    _before: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
+    _told: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
 
     def starting_from(self, experience: Experience) -> Confident:
         """One for another sequence, which adds to the experience."""
-        own = replace(self)
+        own, judged = replace(self), float(experience.judged.sum())
         own.experience, own._schedule, own._rate = experience, experience.schedule, experience.rate
-        own._told = np.zeros((TENTHS, 2)) if own._schedule else None
-        own._probe_at = experience.probe_after
-        own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, float(experience.judged.sum())))
+        own._probe_after = own._probe_at = experience.probe_after
+        own._unlearnt = judged - experience.learnt
+        own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, judged))
         return own
 
     def next(self, stats: Stats) -> int:
         rounds = stats.rounds
-        first = RELEARN_SELDOM if self._schedule and self.experience else RELEARN_FIRST
-        if self._probed or rounds in first or (rounds and rounds % RELEARN_EVERY == 0):
+        if self._probed or rounds in RELEARN_FIRST or (rounds and rounds % RELEARN_EVERY == 0):
             self._learn(stats, rounds)
         if self._schedule is None or self._schedule.longest:
             return self.longest
@@ -112,23 +119,30 @@ class Confident:
         return self._schedule is not None and self._schedule.enough(confidences)
 
     def _learn(self, stats: Stats, rounds: int) -> None:
-        cost, own = self._cost(), table(stats.judged)
-        if cost is None or (self._schedule and self._told is not None and own.sum() == self._told.sum()):
+        """Makes the schedule anew where enough was judged since the last time: that takes a part of a millisecond."""
+        own = table(stats.judged)
+        new, self._told = own - self._told, own
+        self._unlearnt += float(new.sum())
+        if self.experience:
+            self.experience.judged += new
+        known = own + self._before
+        enough = self._schedule is None or self._unlearnt >= max(1.0, known.sum() / EVIDENCE)
+        cost = self._cost() if enough else None
+        if cost is None:
+            self._probe_at, self._probed = rounds + self._probe_after, False
             return
-        known = own if self._before is None else own + self._before
         judged = Judged.of_table(known)
         # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
         if not self._rate:
             _, self._rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
         self._schedule, self._rate = schedule(cost, judged, self.longest, self._rate)
+        self._unlearnt = 0.0
         # The less is known, the sooner it is tried again.
         rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
-        self._probe_at, self._probed = rounds + int(min(rarely, 2 * known.sum())), False
+        self._probe_after = int(min(rarely, known.sum()))
+        self._probe_at, self._probed = rounds + self._probe_after, False
         if self.experience:
-            self.experience.add(own if self._told is None else own - self._told)
-            self.experience.schedule, self.experience.rate = self._schedule, self._rate
-            self.experience.probe_after = self._probe_at - rounds
-        self._told = own
+            self.experience.learn(self._schedule, self._rate, self._probe_after)
 
     def _cost(self) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):

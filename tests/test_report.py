@@ -64,9 +64,9 @@ def results() -> Results:
             target_bytes=3_000_000, drafter_bytes=600_000, kv_bytes=1_000, bandwidth=2e10, limit_tokens_per_s=6_664.4
         ),
         predictions=(
-            Prediction(domain="all", drafter="none", drafts=0, held_out=False, predicted=101, measured=100),
-            Prediction(domain="all", drafter="mtp", drafts=2, held_out=True, predicted=103, measured=110),
-            Prediction(domain="code", drafter="mtp", drafts=2, held_out=True, predicted=103, measured=100),
+            Prediction(domain="all", drafter="none", drafts=0, held_out=False, predicted=101, measured=100, error=0.01),
+            Prediction(domain="all", drafter="mtp", drafts=2, held_out=True, predicted=103, measured=110, error=-0.06),
+            Prediction(domain="code", drafter="mtp", drafts=2, held_out=True, predicted=103, measured=100, error=0.03),
         ),
         parity=Parity(max_error=1e-3, argmax_agreement=0.98, kl=1e-2),
         profile=read_profile(GOLDEN),
