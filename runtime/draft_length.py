@@ -13,9 +13,10 @@ from .manifest import Tuned
 from .schedule import Floats, Judged, Schedule, schedule, table
 from .stats import TENTHS, Stats
 
-PROBE_SHARE = 0.005  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
+PROBE_SHARE = 0.01  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
 RELEARN_FIRST, RELEARN_EVERY = (0, 1, 2, 4, 8, 16, 32), 64  # rounds after which the schedule is made anew
-EVIDENCE = 8.0  # and where drafts were judged since, an eighth of those that it was made of
+EVIDENCE = 8.0  # and where an eighth as many drafts were judged since as it was made of,
+PROBES = 4.0  # or, where it does not draft, so many
 REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
 
 
@@ -61,15 +62,16 @@ class Experience:
     judged: Floats = field(default_factory=_none_judged)
     schedule: Schedule | None = None
     rate: float = 0.0
-    probe_after: int = 0  # rounds
-    learnt: float = 0.0  # drafts that had been judged when the schedule was made
+    unlearnt: float = 0.0  # drafts judged since the schedule was made
+    idle: int = 0  # rounds without a draft, since the last one
+    probe_after: int = 0  # such rounds
 
-    def learn(self, schedule: Schedule, rate: float, probe_after: int) -> None:
+    def judge(self, judged: Floats) -> None:
         """Old drafts count less and less."""
-        self.schedule, self.rate, self.probe_after = schedule, rate, probe_after
+        self.judged += judged
+        self.unlearnt += float(judged.sum())
         if self.judged.sum() > REMEMBERED_DRAFTS:
             self.judged /= 2
-        self.learnt = float(self.judged.sum())
 
 
 @dataclass
@@ -87,69 +89,65 @@ class Confident:
 
     longest: int = 16
     cost: RoundCost | float | None = None
-    experience: Experience | None = field(default=None, init=False, repr=False, compare=False)
+    experience: Experience = field(default_factory=lambda: Experience(Times([])), init=False, repr=False, compare=False)
     _schedule: Schedule | None = field(default=None, init=False, repr=False)  # None: nothing is known yet
-    _rate: float = field(default=0.0, init=False, repr=False)
-    _probe_after: int = field(default=0, init=False, repr=False)  # rounds
-    _probe_at: int = field(default=0, init=False, repr=False)  # the round that drafts though it does not pay
-    _probed: bool = field(default=False, init=False, repr=False)
-    _unlearnt: float = field(default=0.0, init=False, repr=False)  # drafts judged since the schedule was made
     _before: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
     _told: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
+    _seen: int = field(default=0, init=False, repr=False)
 
     def starting_from(self, experience: Experience) -> Confident:
         """One for another sequence, which adds to the experience."""
-        own, judged = replace(self), float(experience.judged.sum())
-        own.experience, own._schedule, own._rate = experience, experience.schedule, experience.rate
-        own._probe_after = own._probe_at = experience.probe_after
-        own._unlearnt = judged - experience.learnt
-        own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, judged))
+        own = replace(self)
+        own.experience, own._schedule = experience, experience.schedule
+        own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, float(experience.judged.sum())))
         return own
 
     def next(self, stats: Stats) -> int:
-        rounds = stats.rounds
-        if self._probed or rounds in RELEARN_FIRST or (rounds and rounds % RELEARN_EVERY == 0):
-            self._learn(stats, rounds)
+        rounds, experience = stats.rounds, self.experience
+        probed = self._schedule is not None and not self._schedule.longest and experience.idle == 0
+        if probed or rounds in RELEARN_FIRST or (rounds and rounds % RELEARN_EVERY == 0):
+            self._learn(stats)
         if self._schedule is None or self._schedule.longest:
             return self.longest
-        self._probed = rounds >= self._probe_at
-        return min(self.longest, int(self._probed))
+        probes = experience.idle >= experience.probe_after
+        experience.idle = 0 if probes else experience.idle + 1
+        return min(self.longest, int(probes))
 
     def enough(self, confidences: Sequence[float]) -> bool:
         return self._schedule is not None and self._schedule.enough(confidences)
 
-    def _learn(self, stats: Stats, rounds: int) -> None:
+    def _learn(self, stats: Stats) -> None:
         """Makes the schedule anew where enough was judged since the last time: that takes a part of a millisecond."""
-        own = table(stats.judged)
-        new, self._told = own - self._told, own
-        self._unlearnt += float(new.sum())
-        if self.experience:
-            self.experience.judged += new
-        known = own + self._before
-        enough = self._schedule is None or self._unlearnt >= max(1.0, known.sum() / EVIDENCE)
-        cost = self._cost() if enough else None
-        if cost is None:
-            self._probe_at, self._probed = rounds + self._probe_after, False
+        seen = stats.judged.total()
+        if self._schedule and seen == self._seen:
             return
-        judged = Judged.of_table(known)
+        own, experience = table(stats.judged), self.experience
+        experience.judge(own - self._told)
+        self._told, self._seen = own, seen
+        known = own + self._before
+        if self._schedule:
+            few = known.sum() / EVIDENCE
+            if experience.unlearnt < max(1.0, few if self._schedule.longest else min(few, PROBES)):
+                return
+        cost = self._cost()
+        if cost is None:
+            return
+        judged, rate = Judged.of_table(known), experience.rate
         # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
-        if not self._rate:
-            _, self._rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
-        self._schedule, self._rate = schedule(cost, judged, self.longest, self._rate)
-        self._unlearnt = 0.0
+        if not rate:
+            _, rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
+        self._schedule, experience.rate = schedule(cost, judged, self.longest, rate)
+        experience.schedule, experience.unlearnt = self._schedule, 0.0
         # The less is known, the sooner it is tried again.
         rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
-        self._probe_after = int(min(rarely, known.sum()))
-        self._probe_at, self._probed = rounds + self._probe_after, False
-        if self.experience:
-            self.experience.learn(self._schedule, self._rate, self._probe_after)
+        experience.probe_after = int(min(rarely, 2 * experience.judged.sum()))
 
     def _cost(self) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):
             return self.cost
         if self.cost is not None:
             return RoundCost.flat(self.cost, self.longest)
-        return self.experience.times.cost() if self.experience else None
+        return self.experience.times.cost()
 
 
 Drafts: TypeAlias = int | Scheduled | Confident
