@@ -13,7 +13,7 @@ setup: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "pocketdraft needs Python 3.11 or newer; run make PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,executorch,onnx,litert-lm,serve,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[export,executorch,onnx,litert-lm,serve,sweep,dev]'
 	@touch $@
 
 # The embedded pair for every backend in every recipe: export, validate, run, and the tables. The last line is JSON.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import host
+from . import clock, host
 from .compare import against_reference, stretches
 from .cost import RoundCost
 from .draft_length import schedule_of
@@ -42,7 +42,7 @@ class Task:
     sampling: Sampling = GREEDY.sampling
     batches: Sequence[int] = ()
     check: bool = False
-    adaptive: bool = True
+    drafter: str = "mtp"
 
 
 @dataclass
@@ -100,21 +100,22 @@ def benchmark(
                 f"export with --drafts {length}, or give up to {widest}."
             )
     table = schedule_of(manifest.tuned) if manifest.tuned else None
-    ways = ways_of(manifest, task.lengths)
-    if task.adaptive:
+    ways = ways_of(manifest, task.lengths, task.drafter)
+    if task.drafter == "mtp":
         ways.append(Way("mtp", "auto"))
-    if table:
+    if table and task.drafter == "mtp":
         ways.append(Way("mtp", "tuned"))
     found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance, table)
     fitted = [length for length in fitted_lengths(manifest) if length in found.timings.texts]
-    profile = profile_of(found, manifest, task, fitted) if len(fitted) > 1 else None
+    whole = len(fitted) == len(fitted_lengths(manifest))
+    profile = profile_of(found, manifest, task, fitted) if whole else None
     many = points(found.runs)
     for rows in task.batches:
         if rows > 1:
             advance(f"{rows} rows", 0, 1)
-            many += points(_batch(opened, task, ways_of(manifest, task.lengths), rows), rows)
+            many += points(_batch(opened, task, ways_of(manifest, task.lengths, task.drafter), rows), rows)
     predicted = []
-    if task.check and profile:
+    if task.check and profile and task.drafter == "mtp":
         texts = survey_all(opened, task, "mtp", widest, advance)
         predicted = predictions(found, texts, RoundCost.of(profile), fitted, table)
     filled = int(statistics.median(len(opened.tokenizer.encode(prompt.text)) for prompt in task.prompts))
@@ -126,6 +127,7 @@ def benchmark(
         recipe=manifest.recipe_name,
         device=host.describe(),
         threads=task.threads,
+        clock=clock.chosen(),
         temperature=task.sampling.temperature,
         max_tokens=task.max_tokens,
         prompts={domain: sum(p.domain == domain for p in task.prompts) for domain in found.runs},

@@ -161,3 +161,11 @@ def _svg(parts: Sequence[str], height: float, label: str) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}">{body}</svg>'
     )
+
+
+def short(value: float) -> str:
+    """1,500,000 as 1.5M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"

@@ -14,7 +14,7 @@ from . import cli_checks, terminal
 from .cli_export import export, plan
 from .cli_numbers import Prompts, bench, embedded_prompts, profile, tune
 from .cli_prepare import adapt, calibrate, mix
-from .cli_report import report
+from .cli_report import import_results, report, sweep
 from .cli_run import chat, run
 from .cli_serve import serve
 from .engine import open_engine
@@ -36,6 +36,8 @@ app.command()(bench)
 app.command()(profile)
 app.command()(tune)
 app.command()(report)
+app.command()(sweep)
+app.command("import")(import_results)
 
 
 def main() -> None:

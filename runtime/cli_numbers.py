@@ -11,6 +11,8 @@ import typer
 
 from . import terminal
 from .cli_checks import rungs
+from .clock import Clock
+from .clock import use as use_clock
 from .errors import PocketdraftError
 from .manifest import sha256
 from .options import Bundle, Json, Quiet, Threads, at_least, lengths, numbers
@@ -34,11 +36,14 @@ def bench(
     draft_lengths: Annotated[
         str | None, typer.Option("--lengths", help="Every one of these in turn: 0-16. With --out or --check: all.")
     ] = None,
+    drafter: Annotated[str, typer.Option(help="Of --lengths: mtp or prompt_lookup.")] = "mtp",
     temperature: Annotated[float, typer.Option(help="Of --lengths, --out and --check; 0 is greedy.")] = 0.0,
     batch: Annotated[str | None, typer.Option(help="Numbers of rows at once, too: 2,4,8.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare what the cost model predicts.")] = False,
+    parity: Annotated[bool, typer.Option("--parity/--no-parity", help="Compare graphs with transformers.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write all figures there, for `report`.")] = None,
     threads: Threads = 1,
+    clock: Annotated[Clock, typer.Option(help="cpu: the thread's processor time, on a machine that is busy.")] = "wall",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -48,6 +53,7 @@ def bench(
     """
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     at_least(0, drafts=drafts, threads=threads)
+    _count_by(clock, threads)
     chosen_lengths = lengths("--lengths", draft_lengths) if draft_lengths else None
     rows = numbers("--batch", batch) if batch else ()
     if out and not out.parent.is_dir():
@@ -60,8 +66,8 @@ def bench(
         from .benchmark import Task
 
         sampling = Sampling(temperature)
-        task = Task(chosen, max_tokens, threads, chosen_lengths, sampling, rows, check)
-        _bench_lengths(bundles[0], task, out, quiet, as_json)
+        task = Task(chosen, max_tokens, threads, chosen_lengths, sampling, rows, check, drafter)
+        _bench_lengths(bundles[0], task, parity, out, quiet, as_json)
     else:
         _compare(bundles, chosen, max_tokens, drafts, threads, quiet, as_json)
 
@@ -73,6 +79,7 @@ def profile(
     per_domain: PerDomain = 4,
     max_tokens: MaxTokens = 96,
     threads: Threads = 1,
+    clock: Annotated[Clock, typer.Option(help="cpu: the thread's processor time, on a machine that is busy.")] = "wall",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -82,6 +89,7 @@ def profile(
 
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     at_least(0, threads=threads)
+    _count_by(clock, threads)
     chosen = read_prompts(prompts or embedded_prompts(), per_domain)
     with terminal.progress(quiet or as_json) as advance:
         found = take_profile(bundle, Task(chosen, max_tokens, threads), advance)
@@ -101,7 +109,13 @@ def tune(
     per_domain: PerDomain = 16,
     max_tokens: MaxTokens = 96,
     threads: Threads = 1,
+    clock: Annotated[Clock, typer.Option(help="cpu: the thread's processor time, on a machine that is busy.")] = "wall",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the bundle as it is.")] = False,
+    recipes: Annotated[
+        str | None, typer.Option(help="Export the drafter in each of these, f32,w8,w4, and compare tokens/s instead.")
+    ] = None,
+    target: Annotated[Path | None, typer.Option(help="The target checkpoint, for --recipes.")] = None,
+    drafter: Annotated[Path | None, typer.Option(help="The drafter checkpoint, for --recipes.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -117,8 +131,12 @@ def tune(
 
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     at_least(0, threads=threads)
+    _count_by(clock, threads)
     known = read_profile(device) if device else None
     chosen = read_prompts(prompts or embedded_prompts(), per_domain)
+    if recipes:
+        _compare_recipes(bundle, recipes.split(","), target, drafter, Task(chosen, max_tokens, threads), quiet, as_json)
+        return
     with terminal.progress(quiet or as_json) as advance:
         found, used = choose(bundle, Task(chosen, max_tokens, threads), known, advance)
     tuned = found.tuned(used.device.name, sha256(device) if device else "")
@@ -128,6 +146,38 @@ def tune(
         print(tuned.model_dump_json())
     else:
         print_choice(bundle.resolve().name, found, used)
+
+
+def _count_by(clock: Clock, threads: int) -> None:
+    if clock == "cpu" and threads != 1:
+        raise PocketdraftError(f"--clock is cpu, --threads is {threads}; it counts one thread: give --threads 1.")
+    use_clock(clock)
+
+
+def _compare_recipes(
+    bundle: Path,
+    recipes: Sequence[str],
+    target: Path | None,
+    drafter: Path | None,
+    task: Task,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+    from pocketdraft.quantize.recipe import load
+
+    from .recipes import best, compare
+    from .tables import print_recipes
+
+    for recipe in recipes:
+        load(recipe)
+    with terminal.progress(quiet or as_json) as advance:
+        pair = (target or TARGET_DIR, drafter or DRAFTER_DIR)
+        rows = compare(bundle, recipes, pair, task, advance)
+    if as_json:
+        print(json.dumps({"best": best(rows).recipe, "recipes": [row.to_json() for row in rows]}))
+    else:
+        print_recipes(rows, best(rows))
 
 
 def _compare(
@@ -153,13 +203,13 @@ def _compare(
         raise typer.Exit(1)
 
 
-def _bench_lengths(bundle: Path, task: Task, out: Path | None, quiet: bool, as_json: bool) -> None:
+def _bench_lengths(bundle: Path, task: Task, parity: bool, out: Path | None, quiet: bool, as_json: bool) -> None:
     from .benchmark import benchmark
     from .results import write_results
     from .tables import print_lengths, print_predictions
 
     with terminal.progress(quiet or as_json) as advance:
-        found = benchmark(bundle, task, advance, rungs)
+        found = benchmark(bundle, task, advance, rungs if parity else None)
     if out:
         write_results(found, out)
     if not as_json:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from .options import Quiet, at_least
 from .profile import Profile, reported
-from .results import Imports, Results, read_results
+from .results import Imports, Results, read_results, write_results
+
+Where = Literal["local", "ray"]
 
 
 def report(
@@ -28,3 +32,50 @@ def report(
     page = make([r for r in found if isinstance(r, Results)], [r for r in found if isinstance(r, Imports)], profiles)
     for path in page.write(out):
         print(path)
+
+
+def import_results(
+    files: Annotated[list[Path], typer.Argument(help="Output of LiteRT-LM's, vLLM's or llama.cpp's benchmark.")],
+    out: Annotated[Path, typer.Option(help="Where to write it, for `report`.")] = Path("imported.json"),
+    quiet: Quiet = False,
+) -> None:
+    """Read other programs' benchmarks, to stand beside these in one table."""
+    from .imports import read_foreign
+
+    found = [read_foreign(path) for path in files]
+    rows = tuple(row for one in found for row in one.rows)
+    write_results(Imports(source=", ".join(one.source for one in found), rows=rows), out)
+    if not quiet:
+        for row in rows:
+            speed = "" if row.tokens_per_s is None else f" {row.tokens_per_s:,.1f} tokens/s"
+            print(f"{row.tool} {row.model} {row.what}:{speed}")
+
+
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="A YAML file: see the head of `runtime/sweep.py`.")],
+    on: Annotated[
+        Where, typer.Option(help="local: processes here; ray: a Ray cluster that shares the folder.")
+    ] = "local",
+    workers: Annotated[int, typer.Option(help="Points at a time. Those side by side slow each other down.")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Measure models by recipes, drafters and lengths; started again, it goes on. Exit status 1 if a point fails."""
+    from .sweep import exports, points, read_sweep, run
+
+    at_least(1, workers=workers)
+    found = read_sweep(plan)
+    failed = 0
+    for jobs in (exports(found), points(found)):
+        done = sum(job.done for job in jobs)
+        if done and not quiet:
+            print(f"{done} of {len(jobs)} are done already")
+        for outcome in run(jobs, on, workers):
+            failed += outcome.error is not None
+            if outcome.error is not None:
+                print(f"pocketdraft: {outcome.job.name} failed: {outcome.error}", file=sys.stderr)
+            elif not quiet:
+                print(f"{outcome.job.name}: done", flush=True)
+    if not quiet:
+        print(f"pocketdraft report {found.out / 'points'}/*.json")
+    if failed:
+        raise typer.Exit(1)

@@ -15,7 +15,8 @@ from .stats import TENTHS, Stats
 
 PROBE_SHARE = 0.01  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
 RELEARN_FIRST, RELEARN_EVERY = (0, 1, 2, 4, 8, 16, 32), 64  # rounds after which the schedule is made anew
-RELEARN_SELDOM = (8, 32)  # where it was not bad to begin with: a schedule takes as long as a round of a small model
+EVIDENCE = 8.0  # and where an eighth as many drafts were judged since as it was made of,
+PROBES = 4.0  # or, where it does not draft, so many
 REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
 
 
@@ -49,19 +50,26 @@ class Scheduled:
         return self.schedule.enough(confidences)
 
 
+def _none_judged() -> Floats:
+    return np.zeros((TENTHS, 2))
+
+
 @dataclass
 class Experience:
     """What the sequences of one target have taught: what rounds take, and how sure its drafter should be."""
 
     times: Times
-    judged: Floats = field(default_factory=lambda: np.zeros((TENTHS, 2)))
+    judged: Floats = field(default_factory=_none_judged)
     schedule: Schedule | None = None
     rate: float = 0.0
-    probe_after: int = 0  # rounds
+    unlearnt: float = 0.0  # drafts judged since the schedule was made
+    idle: int = 0  # rounds without a draft, since the last one
+    probe_after: int = 0  # such rounds
 
-    def add(self, judged: Floats) -> None:
+    def judge(self, judged: Floats) -> None:
         """Old drafts count less and less."""
         self.judged += judged
+        self.unlearnt += float(judged.sum())
         if self.judged.sum() > REMEMBERED_DRAFTS:
             self.judged /= 2
 
@@ -81,61 +89,65 @@ class Confident:
 
     longest: int = 16
     cost: RoundCost | float | None = None
-    experience: Experience | None = field(default=None, init=False, repr=False, compare=False)
+    experience: Experience = field(default_factory=lambda: Experience(Times([])), init=False, repr=False, compare=False)
     _schedule: Schedule | None = field(default=None, init=False, repr=False)  # None: nothing is known yet
-    _rate: float = field(default=0.0, init=False, repr=False)
-    _probe_at: int = field(default=0, init=False, repr=False)  # the round that drafts though it does not pay
-    _probed: bool = field(default=False, init=False, repr=False)
-    _before: Floats | None = field(default=None, init=False, repr=False, compare=False)
-    _told: Floats | None = field(default=None, init=False, repr=False, compare=False)
+    _before: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
+    _told: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
+    _seen: int = field(default=0, init=False, repr=False)
 
     def starting_from(self, experience: Experience) -> Confident:
         """One for another sequence, which adds to the experience."""
         own = replace(self)
-        own.experience, own._schedule, own._rate = experience, experience.schedule, experience.rate
-        own._told = np.zeros((TENTHS, 2)) if own._schedule else None
-        own._probe_at = experience.probe_after
+        own.experience, own._schedule = experience, experience.schedule
         own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, float(experience.judged.sum())))
         return own
 
     def next(self, stats: Stats) -> int:
-        rounds = stats.rounds
-        first = RELEARN_SELDOM if self._schedule and self.experience else RELEARN_FIRST
-        if self._probed or rounds in first or (rounds and rounds % RELEARN_EVERY == 0):
-            self._learn(stats, rounds)
+        rounds, experience = stats.rounds, self.experience
+        probed = self._schedule is not None and not self._schedule.longest and experience.idle == 0
+        if probed or rounds in RELEARN_FIRST or (rounds and rounds % RELEARN_EVERY == 0):
+            self._learn(stats)
         if self._schedule is None or self._schedule.longest:
             return self.longest
-        self._probed = rounds >= self._probe_at
-        return min(self.longest, int(self._probed))
+        probes = experience.idle >= experience.probe_after
+        experience.idle = 0 if probes else experience.idle + 1
+        return min(self.longest, int(probes))
 
     def enough(self, confidences: Sequence[float]) -> bool:
         return self._schedule is not None and self._schedule.enough(confidences)
 
-    def _learn(self, stats: Stats, rounds: int) -> None:
-        cost, own = self._cost(), table(stats.judged)
-        if cost is None or (self._schedule and self._told is not None and own.sum() == self._told.sum()):
+    def _learn(self, stats: Stats) -> None:
+        """Makes the schedule anew where enough was judged since the last time: that takes a part of a millisecond."""
+        seen = stats.judged.total()
+        if self._schedule and seen == self._seen:
             return
-        known = own if self._before is None else own + self._before
-        judged = Judged.of_table(known)
+        own, experience = table(stats.judged), self.experience
+        experience.judge(own - self._told)
+        self._told, self._seen = own, seen
+        known = own + self._before
+        if self._schedule:
+            few = known.sum() / EVIDENCE
+            if experience.unlearnt < max(1.0, few if self._schedule.longest else min(few, PROBES)):
+                return
+        cost = self._cost()
+        if cost is None:
+            return
+        judged, rate = Judged.of_table(known), experience.rate
         # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
-        if not self._rate:
-            _, self._rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
-        self._schedule, self._rate = schedule(cost, judged, self.longest, self._rate)
+        if not rate:
+            _, rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
+        self._schedule, experience.rate = schedule(cost, judged, self.longest, rate)
+        experience.schedule, experience.unlearnt = self._schedule, 0.0
         # The less is known, the sooner it is tried again.
         rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
-        self._probe_at, self._probed = rounds + int(min(rarely, 2 * known.sum())), False
-        if self.experience:
-            self.experience.add(own if self._told is None else own - self._told)
-            self.experience.schedule, self.experience.rate = self._schedule, self._rate
-            self.experience.probe_after = self._probe_at - rounds
-        self._told = own
+        experience.probe_after = int(min(rarely, 2 * experience.judged.sum()))
 
     def _cost(self) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):
             return self.cost
         if self.cost is not None:
             return RoundCost.flat(self.cost, self.longest)
-        return self.experience.times.cost() if self.experience else None
+        return self.experience.times.cost()
 
 
 Drafts: TypeAlias = int | Scheduled | Confident

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from .lengths import PLAIN, Measured, Runs, Way
 from .manifest import Manifest
 from .results import ALL, Interval, Point, Prediction, Read
 from .schedule import Schedule
-from .stats import Stats
 from .survey import Surveyed, play
 
 RESAMPLES = 2_000
@@ -67,17 +65,9 @@ def ratio(plain: Sequence[float], drafted: Sequence[float]) -> Interval:
     return Interval(value=float(np.median(ratios)), low=float(low), high=float(high))
 
 
-@dataclass(frozen=True)
-class Predicted:
-    """Tokens/s of one way on one domain: the median over its texts, and what happened over all of them."""
-
-    tokens_per_s: float
-    stats: Stats
-
-
-def predict(texts: Sequence[Surveyed], way: Way, cost: RoundCost, schedule: Schedule | None = None) -> Predicted:
-    """Each text on its own, as each is a session; those that learn tell the next."""
-    speeds, stats, experience = [], Stats(), Experience(Times([]))
+def predict(texts: Sequence[Surveyed], way: Way, cost: RoundCost, schedule: Schedule | None = None) -> list[float]:
+    """Tokens/s by text. Each is a session of its own; those that learn tell the next."""
+    speeds, experience = [], Experience(Times([]))
     for text in texts:
         if isinstance(way.drafts, int):
             played = play([text], Fixed(way.drafts), cost)
@@ -86,8 +76,7 @@ def predict(texts: Sequence[Surveyed], way: Way, cost: RoundCost, schedule: Sche
             policy = Scheduled(schedule) if way.drafts == "tuned" and schedule else learning
             played = play([text], policy, cost, policy)
         speeds.append(played.tokens_per_s)
-        stats.add(played.stats)
-    return Predicted(statistics.median(speeds), stats)
+    return speeds
 
 
 def predictions(
@@ -97,27 +86,33 @@ def predictions(
     fitted: Collection[int],
     schedule: Schedule | None = None,
 ) -> list[Prediction]:
-    """Of the ways that were measured with the surveyed drafter, mtp."""
+    """Of the ways that were measured with the surveyed drafter, mtp; `texts` in the order of their runs."""
     whole = {**measured.runs, ALL: together(measured.runs)}
-    surveyed = {**texts, ALL: [text for found in texts.values() for text in found]}
-    return [
-        Prediction(
-            domain=domain,
-            drafter=way.drafter,
-            drafts=way.drafts,
-            held_out=way.drafts not in fitted,
-            predicted=predict(surveyed[domain], way, cost, schedule).tokens_per_s,
-            measured=statistics.median(one.speeds),
-        )
-        for domain, by_way in whole.items()
-        for way, one in by_way.items()
-        if way.drafter in ("mtp", "none")
-    ]
+    surveyed = {**texts, ALL: [text for domain in measured.runs for text in texts[domain]]}
+    found = []
+    for domain, by_way in whole.items():
+        for way, one in by_way.items():
+            if way.drafter not in ("mtp", "none"):
+                continue
+            speeds = predict(surveyed[domain], way, cost, schedule)
+            errors = [guess / speed - 1 for guess, speed in zip(speeds, one.speeds, strict=True)]
+            found.append(
+                Prediction(
+                    domain=domain,
+                    drafter=way.drafter,
+                    drafts=way.drafts,
+                    held_out=way.drafts not in fitted,
+                    predicted=statistics.median(speeds),
+                    measured=statistics.median(one.speeds),
+                    error=statistics.median(errors),
+                )
+            )
+    return found
 
 
 def median_error(found: Sequence[Prediction]) -> float:
-    """Of the held-out ones by domain, without sign."""
-    errors = [abs(one.error) for one in found if one.held_out and one.domain != ALL]
+    """Of the held-out draft lengths by domain, without sign."""
+    errors = [abs(one.error) for one in found if one.held_out and one.domain != ALL and isinstance(one.drafts, int)]
     return statistics.median(errors) if errors else float("nan")
 
 

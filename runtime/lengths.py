@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from .batch import Batch, Request, Row, row_bytes
+from .clock import now
 from .draft_length import Confident, Drafts, Scheduled
 from .drafters import default_rule
 from .manifest import Manifest
@@ -133,12 +133,12 @@ def _mixed(prompts: Sequence[Prompt]) -> list[Prompt]:
 def _run(session: Session, prompt: list[int], budget: int, way: Way, into: Runs, found: Measured) -> list[int]:
     engine = session.target.engine
     assert isinstance(engine, TimedEngine)
-    started = time.perf_counter()
+    started = now()
     session.begin(prompt, budget)
     engine.take()
     own = session.stats
     session.round()
-    first_s = time.perf_counter() - started
+    first_s = now() - started
     while session.context.finish is None:
         session.round()
     seconds, calls = sum(own.seconds.values()), tuple(engine.take())

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .clock import Clock
 from .errors import PocketdraftError
 from .files import write_whole
 from .profile import DeviceInfo, Profile
@@ -75,7 +76,8 @@ class Read(_Frozen):
 
 
 class Prediction(_Frozen):
-    """The cost model against measurement. `held_out`: nothing of this point's runs was used to fit."""
+    """The cost model against measurement, in tokens/s, medians over texts. `error` is that of a text, as a share of
+    what was measured: the median over texts too. `held_out`: nothing of this point's runs was used to fit."""
 
     domain: str
     drafter: str
@@ -83,11 +85,7 @@ class Prediction(_Frozen):
     held_out: bool
     predicted: float
     measured: float
-
-    @property
-    def error(self) -> float:
-        """As a share of what was measured."""
-        return self.predicted / self.measured - 1
+    error: float
 
 
 class Parity(_Frozen):
@@ -108,6 +106,7 @@ class Results(_Frozen):
     recipe: str
     device: DeviceInfo
     threads: int
+    clock: Clock = "wall"
     temperature: float
     max_tokens: int
     prompts: dict[str, int]

@@ -34,7 +34,10 @@ def report(results: Sequence[Results], imports: Sequence[Imports], profiles: Seq
         sections.append(_reported(profiles))
     title = "Speculative decoding: " + (", ".join(dict.fromkeys(_name(found) for found in results)) or "figures")
     first = results[0] if results else None
-    subtitle = f"{first.date}, {first.device.soc or first.device.name}, {_threads(first)}" if first else ""
+    subtitle = ""
+    if first:
+        counted = "by processor time" if first.clock == "cpu" else "by the wall's clock"
+        subtitle = f"{first.date}, {first.device.soc or first.device.name}, {_threads(first)}, {counted}"
     raw = [one.model_dump(mode="json") for one in (*results, *imports, *profiles)]
     return Report(title, subtitle, sections, raw)
 
@@ -206,7 +209,7 @@ def _roofline(found: Results) -> Figure:
     widths = [width for width, _ in graphs]
     roof = [(float(width), width * found.read.limit_tokens_per_s) for width in (min(widths), max(widths))]
     series = [Line("graphs", [(float(w), speed) for w, speed in graphs]), Line("memory allows", roof, dashed=True)]
-    svg = chart.lines(series, "tokens in one call", "tokens/s", log=True, y_format=lambda v: f"{v:,.0f}")
+    svg = chart.lines(series, "tokens in one call", "tokens/s", log=True, y_format=chart.short)
     return Figure(
         "Roofline", Markup(svg), "A graph below the line is bound by arithmetic or its caller, not by memory."
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from .accept import Verdict
+from .clock import now
 from .context import Emitted
 from .proposal import Proposal
 
@@ -40,12 +40,12 @@ class Stats:
 
     def stopwatch(self) -> Callable[[RoundPart], float]:
         """Gives `lap(part)`, which adds the time since the lap before to that part, and tells it."""
-        last = time.perf_counter()
+        last = now()
 
         def lap(part: RoundPart) -> float:
             nonlocal last
-            now = time.perf_counter()
-            taken, last = now - last, now
+            at = now()
+            taken, last = at - last, at
             self.seconds[part] += taken
             return taken
 

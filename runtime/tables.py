@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
 from .figures import median_error
 from .profile import Profile
+from .recipes import Row
 from .results import ALL, Results
 from .tune import Choice
 
@@ -82,3 +85,22 @@ def print_choice(bundle: str, found: Choice, profile: Profile) -> None:
     console.print(f"[bold]{found.chosen.name}[/]: {found.reason}.")
     for domain, gain in found.loses.items():
         console.print(f"It loses on {domain}: {gain:.2f}x.")
+
+
+def print_recipes(rows: Sequence[Row], best: Row) -> None:
+    title = "Drafter precision by tokens/s; the output is the same for all"
+    table = Table("drafter", "MB", "tokens/s", "chosen", "drafting", "with", "tokens a round", title=title)
+    for row in rows:
+        table.add_row(
+            row.recipe,
+            f"{row.drafter_bytes / 1e6:.2f}",
+            f"{row.tokens_per_s:,.0f}",
+            row.choice,
+            f"{row.drafted_tokens_per_s:,.0f}",
+            row.drafted,
+            f"{row.tokens_per_round:.2f}",
+            style="bold" if row == best else "",
+        )
+    console = Console(width=None if Console().is_terminal else 150)
+    console.print(table)
+    console.print(f"Best: export with --drafter-recipe {best.recipe}.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import statistics
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import host
+from .clock import now
 from .engine import Arrays, Engine
 from .errors import PocketdraftError
 from .manifest import GraphSpec, Manifest
@@ -52,9 +52,9 @@ class TimedEngine:
         return self.engine.fork(cache)
 
     def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, npt.NDArray[Any]]:
-        started = time.perf_counter()
+        started = now()
         outputs = self.engine.run(graph, inputs, cache)
-        seconds = time.perf_counter() - started
+        seconds = now() - started
         place = inputs.get("input_pos")
         self._calls.append(Call(graph, seconds, 0 if place is None else int(place[0])))
         return outputs

@@ -1,0 +1,44 @@
+"""Which drafter precision is best, by what it is worth."""
+
+from __future__ import annotations
+
+import pytest
+from scripted import scripted_manifest
+
+from pocketdraft.runtime.manifest import Part
+from pocketdraft.runtime.recipes import Row, best, row
+from pocketdraft.runtime.tune import OFF, Candidate, Choice
+
+
+def drafting(gain: float, tokens: float = 2.0, drafter: str = "mtp") -> Candidate:
+    return Candidate(drafter, 2, None, gain, {"code": gain}, tokens, tokens / gain)
+
+
+def rated(recipe: str, choice: Choice, size: int = 10) -> Row:
+    manifest = scripted_manifest()
+    parts = dict(manifest.parts) | {"drafter": Part(file="model.litertlm", offset=0, size=size)}
+    return row(recipe, manifest.model_copy(update={"parts": parts}), choice, plain_s=0.01)
+
+
+def test_the_fastest_wins_though_fewer_of_its_drafts_are_accepted():
+    exact = Choice(drafting(1.3, 2.9), "", (drafting(1.3, 2.9),))
+    coarse = Choice(drafting(1.5, 2.6), "", (drafting(1.5, 2.6),))
+    rows = [rated("f32", exact), rated("w4", coarse)]
+    assert best(rows).recipe == "w4"
+    assert best(rows).tokens_per_s == pytest.approx(150)
+
+
+def test_where_drafting_does_not_pay_the_recipes_are_still_told_apart():
+    rows = [rated(name, Choice(OFF, "", (drafting(gain),))) for name, gain in (("f32", 0.6), ("w8", 0.8), ("w4", 0.7))]
+    assert [one.choice for one in rows] == ["off"] * 3
+    assert best(rows).recipe == "w8"
+
+
+def test_of_equally_fast_ones_the_smaller_wins():
+    same = Choice(drafting(1.5), "", (drafting(1.5),))
+    assert best([rated("f32", same, 40), rated("w8", same, 10)]).recipe == "w8"
+
+
+def test_prompt_lookup_tells_nothing_of_a_drafter_s_precision():
+    choice = Choice(OFF, "", (drafting(0.9, drafter="prompt_lookup"), drafting(0.5)))
+    assert rated("w8", choice).drafted_tokens_per_s == pytest.approx(50)
