@@ -39,7 +39,7 @@ def test_a_misspelt_name_is_answered_with_the_near_one():
 
 
 def test_a_name_that_resembles_none_is_answered_with_all_of_them():
-    with pytest.raises(PocketdraftError, match="there are mtp, none, prompt_lookup"):
+    with pytest.raises(PocketdraftError, match="there are mtp, mtp_tree, none, prompt_lookup"):
         make("xyz")
 
 
@@ -59,7 +59,7 @@ def test_mtp_is_silent_until_the_target_has_given_a_hidden_state():
     drafter = make("mtp")
     assert drafter.propose(context_of(PROMPT), 4) == NOTHING
     hidden = np.zeros((1, 1), np.float32)
-    drafter.observe(Verdict((), 5, (0,)), Verified(np.zeros((1, VOCABULARY), np.float32), hidden))
+    drafter.observe(Verdict((), 5, (0,)), Verified(np.zeros((1, VOCABULARY), np.float32), hidden, 1))
     drafter.restart()
     assert drafter.propose(context_of(PROMPT), 4) == NOTHING
 
