@@ -161,5 +161,6 @@ class Stats:
             chains[proposed, accepted] -= rounds
             paths[depth, reach, accepted] += rounds
         for (proposed, accepted), rounds in chains.items():
-            paths[proposed, proposed, accepted] += rounds
+            if rounds:
+                paths[proposed, proposed, accepted] += rounds
         return paths

@@ -35,10 +35,12 @@ class MTPDrafter:
     def propose(self, context: Context, count: int) -> Proposal:
         if self._hidden is None or count < 1:
             return NOTHING
-        drafts, confidences = self._draft(self._hidden, context, count)
+        drafts, confidences = self._draft(self._hidden, context, count, self._early_stop)
         return Proposal.chain([draft.token for draft in drafts], [draft.probs for draft in drafts], confidences)
 
-    def _draft(self, hidden: Floats, context: Context, count: int) -> tuple[list[Draft], list[float]]:
+    def _draft(
+        self, hidden: Floats, context: Context, count: int, early_stop: EarlyStop | None
+    ) -> tuple[list[Draft], list[float]]:
         """A chain of at most `count` drafts, and how sure it is of each where something asks for that."""
         place = self._target.positions(self._cache.length - 1, 1)
         token, tokens = context.last, list[int]()
@@ -51,9 +53,9 @@ class MTPDrafter:
             drafts.append(self._sampler.draft(outputs["logits"][0, 0], context.tokens, tokens))
             token = drafts[-1].token
             tokens.append(token)
-            if self._early_stop:
+            if early_stop:
                 confidences.append(drafts[-1].confidence)
-                if self._early_stop.enough(confidences):
+                if early_stop.enough(confidences):
                     break
         return drafts, confidences
 
