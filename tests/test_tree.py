@@ -14,12 +14,11 @@ from scripted import VOCABULARY, RingEngine, ScriptedEngine, next_token, plain, 
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.compaction import compact
 from pocketdraft.runtime.context import Context
-from pocketdraft.runtime.draft_length import Fixed, Scheduled
+from pocketdraft.runtime.draft_length import Fixed
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.proposal import NOTHING, Proposal
 from pocketdraft.runtime.sampler import GREEDY, Sampler
 from pocketdraft.runtime.sampling import Sampling
-from pocketdraft.runtime.schedule import Schedule
 from pocketdraft.runtime.session import Session, open_session
 from pocketdraft.runtime.target import Target, Verified
 from pocketdraft.runtime.tree import DEEPEST, best_tree, inputs
@@ -249,57 +248,10 @@ def test_a_compaction_that_is_wrong_is_seen(broken):
         assert [t for one in session.generate(PROMPT, 40) for t in one.tokens] == plain(PROMPT, 40)
 
 
-def test_an_engine_that_cannot_move_rows_refuses_a_tree_and_the_tree_drafter_gives_it_chains():
-    engine = ScriptedEngine(scripted_manifest(), takes_trees=False)
-    target = Target(engine)
+def test_an_engine_that_cannot_move_rows_refuses_a_tree():
+    target = Target(ScriptedEngine(scripted_manifest(), takes_trees=False))
     with pytest.raises(PocketdraftError, match="tree of 2, this engine cannot move K/V rows; propose a chain"):
         target.verify(target.new_cache(), 1, Proposal((1, 2), (-1, -1)))
-    session = open_session(engine, "mtp_tree", 4)
-    assert [t for one in session.generate(PROMPT, 30) for t in one.tokens] == plain(PROMPT, 30)
-    assert not session.stats.trees
-
-
-class SecondChoice(ScriptedEngine):
-    """A drafter that is never sure, and whose second choice is always the right one."""
-
-    def _draft(self, inputs, cache):
-        outputs = super()._draft(inputs, cache)
-        right = int(outputs["logits"][0, 0].argmax())
-        outputs["logits"][0, 0, (right + 1) % VOCABULARY] = 1.5
-        return outputs
-
-
-# The chain stops after one draft, by its confidence; the graph has three rows more.
-ONE = Scheduled(Schedule((0.5,) * 11, (1.0, 0.9, 0.9, 0.9)))
-
-
-@pytest.mark.parametrize("drafts", [4, ONE])
-def test_the_second_choice_is_a_sibling_where_it_is_the_right_one(drafts):
-    engine = SecondChoice(scripted_manifest(200, verify=(5,)), wrong_half=False)
-    session = open_session(engine, "mtp_tree", drafts)
-    assert [t for one in session.generate(PROMPT, 100) for t in one.tokens] == plain(PROMPT, 100)
-    stats = session.stats
-    stats.check()
-    assert stats.accepted_per_round > 0.9
-    assert stats.proposed / stats.rounds > 2
-    chain = open_session(SecondChoice(scripted_manifest(200), wrong_half=False), "mtp", 4)
-    list(chain.generate(PROMPT, 100))
-    assert chain.stats.accepted == 0
-    assert engine.calls.count("mtp_drafter") < 0.6 * chain.target.engine.calls.count("mtp_drafter")
-    if drafts is ONE:
-        assert {accepted for _, accepted in stats.judged} == {False}, "a sibling counts as a draft of the chain"
-
-
-def test_a_sure_drafter_s_tree_is_the_chain():
-    class Sure(ScriptedEngine):
-        def _draft(self, inputs, cache):
-            outputs = super()._draft(inputs, cache)
-            return outputs | {"logits": outputs["logits"] * 50}
-
-    session = open_session(Sure(scripted_manifest(), wrong_half=False), "mtp_tree", 4)
-    list(session.generate(PROMPT, 40))
-    assert session.stats.accepted_per_round == pytest.approx(4, abs=0.2)
-    assert not session.stats.trees
 
 
 def test_counts_of_a_tree_are_by_depth_and_not_by_node():
