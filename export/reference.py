@@ -5,7 +5,7 @@ No cache is kept: every call runs the whole sequence again, so a fault in cache 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Sequence:
 class TransformersEngine:
     """See `runtime.engine.Engine`. Reads nothing of `mask`: attention is causal over the slots fed so far."""
 
+    takes_trees = False  # for the same reason
+
     def __init__(self, manifest: Manifest, target: Checkpoint, drafter: Checkpoint) -> None:
         self.manifest = manifest
         self.target = load_model(target, torch.float32, "eager")
@@ -44,6 +46,9 @@ class TransformersEngine:
         return Sequence()
 
     def fork(self, cache: Sequence) -> None: ...
+
+    def compact(self, cache: Sequence, sources: Iterable[int], start: int) -> None:
+        raise AssertionError("transformers verifies chains only: there is nothing to compact")
 
     @torch.no_grad()
     def run(

@@ -78,7 +78,7 @@ def exact(logits: Rows, proposal: Proposal, tokens: Sequence[int], sampler: Samp
 
 def rejection(logits: Rows, proposal: Proposal, tokens: Sequence[int], sampler: Sampler) -> Verdict:
     """Accepts each draft of a chain with probability min(1, p / q), in order, until one is refused."""
-    if proposal.parents != tuple(range(-1, len(proposal) - 1)):
+    if not proposal.is_chain:
         raise PocketdraftError("The proposal is a tree, rejection takes a chain; accept trees by exact match.")
     noise, start = sampler.noise.child(len(tokens)), len(tokens)
     for row in range(len(proposal) + 1):

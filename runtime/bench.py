@@ -84,19 +84,20 @@ def bench(
     """By domain. The methods take turns on each prompt, after one prompt to warm up."""
     found: dict[str, DomainBench] = {}
     for method in METHODS:
-        _run(open_session(target.engine, method, drafts, target), tokenizer.encode(prompts[0].text), budget)
+        run(open_session(target.engine, method, drafts, target), tokenizer.encode(prompts[0].text), budget)
     for index, prompt in enumerate(prompts):
         domain = found.setdefault(prompt.domain, DomainBench())
         turn = METHODS[index % 3 :] + METHODS[: index % 3]
         for method in turn:
             session = open_session(target.engine, method, drafts, target)
             session.stats = domain.stats[method]
-            domain.runs[method].append(_run(session, tokenizer.encode(prompt.text), budget))
+            domain.runs[method].append(run(session, tokenizer.encode(prompt.text), budget))
         progress(index + 1)
     return found
 
 
-def _run(session: Session, prompt: list[int], budget: int) -> Run:
+def run(session: Session, prompt: list[int], budget: int) -> Run:
+    """A generation from an empty session, or a later turn of one; `session.stats` may count other ones too."""
     before = sum(session.stats.seconds.values())
     rounds = list(session.generate(prompt, budget))
     seconds = sum(session.stats.seconds.values()) - before

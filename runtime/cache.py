@@ -26,10 +26,10 @@ class Cache:
     def keep(self, rows: Sequence[int]) -> None:
         """Commits the rows of the last verify that lie on the accepted path, row 0 being the pending token's.
 
-        A chain keeps a prefix. Rows with gaps, which only a tree has, need compaction by the engine.
+        A chain keeps a prefix. Rows with gaps, which only a tree has, are moved together first: see `Target.keep`.
         """
         if list(rows) != list(range(len(rows))):
-            raise NotImplementedError(f"rows {list(rows)} are no prefix: trees need an engine that compacts K/V")
+            raise AssertionError(f"rows {list(rows)} are no prefix of the call: K/V of a tree are compacted first")
         self.advance(len(rows))
 
     def advance(self, slots: int) -> None:

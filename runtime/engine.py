@@ -7,7 +7,7 @@ parity ladder uses is `export/backends/eager.py`, and the tests have a scripted 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ class Engine(Protocol):
     """Runs the graphs of one bundle and owns their KV buffers, which never pass through Python."""
 
     manifest: Manifest
+    takes_trees: bool
+    """Whether it has `compact`. An engine without it verifies chains only."""
 
     def new_cache(self) -> Any:
         """Zeroed K/V of one sequence, in the backend's own memory; opaque to the caller."""
@@ -35,6 +37,13 @@ class Engine(Protocol):
 
         A target graph writes its K/V rows at `input_pos` into `cache`; the drafter only reads it.
         The arrays returned are the caller's to keep; those given must not be changed afterwards.
+        """
+
+    def compact(self, cache: Any, sources: Sequence[int], start: int) -> None:
+        """Moves the K/V rows of the slots `sources`, ascending, to `start` and the slots after it, in every layer.
+
+        Takes as long as those rows, whatever the cache holds. `start` comes before the first of `sources`. Slots
+        are counted as positions are: a ring takes them modulo its size.
         """
 
     def read_kv(self, cache: Any) -> dict[str, npt.NDArray[np.float32]]:

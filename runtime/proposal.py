@@ -14,7 +14,7 @@ class Proposal:
 
     `probs[i]` is q, float64 [V], that node i was drawn from; None, as where there are none at all, says that the
     drafter did not draw: q is all on the node. `confidences` are the probabilities that the drafter gave its nodes,
-    where it was asked for them.
+    where it was asked for them; of a tree, to the chain that its first nodes are.
     """
 
     tokens: tuple[int, ...]
@@ -30,6 +30,26 @@ class Proposal:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def is_chain(self) -> bool:
+        return self.parents == tuple(range(-1, len(self) - 1))
+
+    @property
+    def depths(self) -> list[int]:
+        """By node, how many steps it is from the pending token: 1 for its children."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return depths
+
+    def reach(self, node: int) -> int:
+        """The depth of the deepest node at or below `node`; -1, the pending token, has all of them below it."""
+        depths, below = self.depths, {node}
+        for child in range(node + 1, len(self)):
+            if self.parents[child] in below:
+                below.add(child)
+        return max(depths[one] if one >= 0 else 0 for one in below)
 
 
 NOTHING = Proposal.chain(())

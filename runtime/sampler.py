@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from .errors import PocketdraftError
-from .noise import Lane, Noise, Probabilities
+from .noise import Lane, Noise, Probabilities, largest
 from .sampling import Logits, LogitsProcessor, Sampling, best_of
 
 Rule = Literal["exact", "rejection"]
@@ -95,6 +95,16 @@ class Sampler:
         else:
             token = self.noise.draw(probs, Lane.TARGET, len(history))
         return Draft(token, probs, logits)
+
+    def ranking(self, draft: Draft, position: int, count: int) -> list[int]:
+        """The draft, and what would have been drafted in its place at `position`, the next best first: `count` at most.
+
+        That is by score where the draft is the argmax. Where it was drawn with the target's noise, it is by when they
+        arrive in that race: likely the target's winner, if it is not the draft.
+        """
+        if draft.probs is None:
+            return largest(draft.scores, count)
+        return self.noise.ranking(draft.probs, Lane.TARGET, position, count)
 
 
 GREEDY = Sampler(Sampling())

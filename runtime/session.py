@@ -67,7 +67,7 @@ class Session:
         verify_s = lap("verify")
         verdict = accept(verified.logits, proposal, context.tokens, self.sampler)
         sampling_s = lap("sampling")
-        cache.keep(verdict.rows)
+        target.keep(cache, verdict.rows)
         drafter.observe(verdict, verified)
         emitted = context.commit(verdict, cache.room)
         cache.truncate(len(context.tokens))

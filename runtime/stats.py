@@ -30,9 +30,14 @@ class Stats:
     `accepted` had counted it. `judged` are the drafts that the target looked at, where their drafter told how sure
     it was: by tenths of that, those accepted and those not. `seconds` is time within rounds: drafting, verifying,
     choosing the target's tokens and accepting drafts, and the rest of the loop.
+
+    Of a tree all nodes are proposed, and positions are depths. `depth` is that of its deepest node, `reach` that of
+    the deepest one at or below where the target's tokens left it: none was refused there if they went as far.
     """
 
     outcomes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (proposed, accepted) -> rounds
+    # Those of them whose proposal branched: (proposed, accepted, depth, reach) -> rounds
+    trees: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
     judged: Counter[tuple[int, bool]] = field(default_factory=Counter)  # (tenth of confidence, accepted) -> drafts
     emitted: int = 0
     cut: int = 0
@@ -54,6 +59,7 @@ class Stats:
     def add(self, other: Stats) -> None:
         """The rounds of another sequence, or of the same one later on."""
         self.outcomes.update(other.outcomes)
+        self.trees.update(other.trees)
         self.judged.update(other.judged)
         self.emitted += other.emitted
         self.cut += other.cut
@@ -65,8 +71,12 @@ class Stats:
         self.outcomes[len(proposal), count] += 1
         self.emitted += len(emitted.tokens)
         self.cut += count + 1 - len(emitted.tokens)
-        for index, confidence in enumerate(proposal.confidences[: count + 1]):
-            self.judged[confidence_tenth(confidence), index < count] += 1
+        if not proposal.is_chain:
+            self.trees[len(proposal), count, proposal.reach(-1), proposal.reach(verdict.rows[-1] - 1)] += 1
+        # Confidences are those of the first nodes, a chain: the accepted path may leave it.
+        stood = sum(row == index for index, row in enumerate(verdict.rows)) - 1
+        for index, confidence in enumerate(proposal.confidences[: stood + 1]):
+            self.judged[confidence_tenth(confidence), index < stood] += 1
 
     @property
     def rounds(self) -> int:
@@ -82,7 +92,7 @@ class Stats:
 
     @property
     def corrected(self) -> int:
-        return self._count(lambda proposed, accepted: accepted < proposed)
+        return self._count(lambda depth, reach, accepted: accepted < reach)
 
     @property
     def bonus(self) -> int:
@@ -91,7 +101,7 @@ class Stats:
     @property
     def accepted_per_round(self) -> float:
         """Mean over the rounds that proposed something; the target's own token is not counted."""
-        drafted = self._count(lambda proposed, _: proposed > 0)
+        drafted = self._count(lambda depth, reach, accepted: depth > 0)
         return self.accepted / drafted if drafted else 0.0
 
     @property
@@ -103,20 +113,27 @@ class Stats:
     def acceptance_by_position(self) -> list[float]:
         """Of the rounds that proposed a draft k, the share that accepted it, and so all before it."""
         return [
-            self._count(lambda _, accepted, k=k: accepted > k) / self._count(lambda proposed, _, k=k: proposed > k)
-            for k in range(self._longest)
+            self._count(lambda depth, reach, accepted, k=k: accepted > k)
+            / self._count(lambda depth, reach, accepted, k=k: depth > k)
+            for k in range(self._deepest)
         ]
 
     def conditional_acceptance_by_position(self) -> list[float]:
         """Of the rounds that accepted all drafts before a proposed draft k, the share that accepted it too."""
         reached = [
-            self._count(lambda proposed, accepted, k=k: proposed > k and accepted >= k) for k in range(self._longest)
+            self._count(lambda depth, reach, accepted, k=k: reach > k and accepted >= k) for k in range(self._deepest)
         ]
-        return [self._count(lambda _, accepted, k=k: accepted > k) / count for k, count in enumerate(reached) if count]
+        return [
+            self._count(lambda depth, reach, accepted, k=k: accepted > k) / count
+            for k, count in enumerate(reached)
+            if count
+        ]
 
     def check(self) -> None:
         """Raises AssertionError where the counts contradict each other."""
         assert all(accepted <= proposed for proposed, accepted in self.outcomes)
+        assert all(accepted <= reach <= depth <= proposed for proposed, accepted, depth, reach in self.trees)
+        assert all(rounds >= 0 for rounds in self._paths().values())
         assert self.accepted + self.rounds == self.emitted + self.cut
 
     def to_json(self) -> dict[str, Any]:
@@ -131,8 +148,19 @@ class Stats:
         }
 
     @property
-    def _longest(self) -> int:
-        return max((proposed for proposed, _ in self.outcomes), default=0)
+    def _deepest(self) -> int:
+        return max((depth for depth, _, _ in self._paths()), default=0)
 
     def _count(self, holds: Callable[..., bool]) -> int:
-        return sum(rounds for outcome, rounds in self.outcomes.items() if holds(*outcome))
+        return sum(rounds for path, rounds in self._paths().items() if holds(*path))
+
+    def _paths(self) -> Counter[tuple[int, int, int]]:
+        """(depth, reach, accepted) -> rounds; of a chain, depth and reach are its length."""
+        chains, paths = self.outcomes.copy(), Counter[tuple[int, int, int]]()
+        for (proposed, accepted, depth, reach), rounds in self.trees.items():
+            chains[proposed, accepted] -= rounds
+            paths[depth, reach, accepted] += rounds
+        for (proposed, accepted), rounds in chains.items():
+            if rounds:
+                paths[proposed, proposed, accepted] += rounds
+        return paths

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import tree
 from .cache import Cache
 from .cost import Times
 from .draft_length import Experience
-from .engine import Engine
+from .engine import Arrays, Engine
+from .errors import PocketdraftError
 from .manifest import GraphSpec
 from .proposal import Proposal
 
@@ -96,26 +98,61 @@ class Target:
         """The most drafts that can be verified now: a graph writes its whole width, never past the cache."""
         return max((g.width for g in self._verifies if g.width <= cache.room), default=0) - 1
 
+    def free_nodes(self, nodes: int) -> int:
+        """How many nodes the graph that verifies `nodes` has rows for: the others would be padding."""
+        return next(g.width for g in self._verifies if g.width > nodes) - 1
+
     def verify(self, cache: Cache, last: int, proposal: Proposal) -> Verified:
-        """Runs the pending token and the proposed ones; commits nothing."""
+        """Runs the pending token and the proposed ones; commits nothing.
+
+        Raises PocketdraftError for a tree that the engine does not take, or that `tree.DEEPEST` refuses.
+        """
         tokens = (last, *proposal.tokens)
         graph = next(g for g in self._verifies if g.width >= len(tokens))
-        outputs = self._run(graph, cache, tokens)
+        place = None
+        if not proposal.is_chain:
+            if not self.takes_trees:
+                raise PocketdraftError(
+                    f"The proposal is a tree of {len(proposal)}, this engine cannot move K/V rows; propose a chain."
+                )
+            place = tree.inputs(proposal, cache.length, graph.width, self.context_length)
+        outputs = self._run(graph, cache, tokens, place)
         return Verified(outputs["logits"][0, : len(tokens)], outputs["activations"][0, : len(tokens)], graph.width)
+
+    @property
+    def takes_trees(self) -> bool:
+        """Whether a proposal may branch."""
+        return self.engine.takes_trees
+
+    def keep(self, cache: Cache, rows: Sequence[int]) -> None:
+        """Commits the rows of the last verify that lie on the accepted path, row 0 being the pending token's.
+
+        From the first gap on, which only a tree has, their K/V is moved to where a chain would have it.
+        """
+        start = next((index for index, row in enumerate(rows) if row != index), len(rows))
+        if start < len(rows):
+            self.engine.compact(cache.handle, [cache.length + row for row in rows[start:]], cache.length + start)
+        cache.keep(range(len(rows)))
 
     def _prefill_graph(self, left: int, room: int) -> GraphSpec:
         """The narrowest graph that takes all that is left, else the widest; always one that fits the cache."""
         fitting = [g for g in (self._verifies[0], *self._prefills) if g.width <= room]
         return next((g for g in fitting if g.width >= left), fitting[-1])
 
-    def _run(self, graph: GraphSpec, cache: Cache, tokens: Sequence[int]) -> dict[str, Floats]:
-        """Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it."""
+    def _run(
+        self, graph: GraphSpec, cache: Cache, tokens: Sequence[int], place: Arrays | None = None
+    ) -> dict[str, Floats]:
+        """Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it.
+
+        `place` is what `positions` gives, where the tokens are no chain.
+        """
         cache.written = max(cache.written, cache.length + graph.width)
         rows = [self._embedded(token) for token in (*tokens, *[0] * (graph.width - len(tokens)))]
         inputs = rows[0]
         if len(rows) > 1:
             inputs = {name: np.concatenate([row[name] for row in rows], 1) for name in inputs}
-        return self.engine.run(graph.name, inputs | self.positions(cache.length, graph.width), cache.handle)
+        place = place or self.positions(cache.length, graph.width)
+        return self.engine.run(graph.name, {**inputs, **place}, cache.handle)
 
     def _embedded(self, token: int) -> dict[str, npt.NDArray[Any]]:
         """Rows of the last tokens are remembered: an embedding is a pure function of its token."""

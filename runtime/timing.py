@@ -42,7 +42,7 @@ class TimedEngine:
     """An engine that notes its calls; see `runtime.engine.Engine`."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.manifest = engine, engine.manifest
+        self.engine, self.manifest, self.takes_trees = engine, engine.manifest, engine.takes_trees
         self._calls: list[Call] = []
 
     def new_cache(self) -> Any:
@@ -58,6 +58,9 @@ class TimedEngine:
         place = inputs.get("input_pos")
         self._calls.append(Call(graph, seconds, 0 if place is None else int(place[0])))
         return outputs
+
+    def compact(self, cache: Any, sources: Sequence[int], start: int) -> None:
+        self.engine.compact(cache, sources, start)
 
     def read_kv(self, cache: Any) -> dict[str, npt.NDArray[np.float32]]:
         return self.engine.read_kv(cache)

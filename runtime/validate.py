@@ -87,6 +87,7 @@ class _Moved:
         self.manifest, self._engine = engine.manifest, engine
         self.new_cache, self.fork = engine.new_cache, engine.fork
         self.read_kv, self.close = engine.read_kv, engine.close
+        self.takes_trees, self.compact = engine.takes_trees, engine.compact
         self._draft = engine.manifest.graphs_of("draft")[0].name
         self._by = np.int32(-1 if engine.manifest.drafter.position == "pending" else 1)
 

@@ -2,6 +2,8 @@
 
 The next token is a hash of the (slot, token) pairs that a row may see. A stale slot, a mask one too wide, a
 position off by one or a wrong committed length therefore changes the text, and `plain` tells what it should be.
+What a row of a tree sees must spell its path, one token for each position up to its own, or it raises; and so does a
+row of a tree that is still at its own slot, or computed at another position, where it counts as committed.
 Hidden states are handles to the token sequence behind them, so the drafter knows whether it was given the
 right one, and raises if not.
 """
@@ -26,7 +28,6 @@ from pocketdraft.runtime.manifest import (
 )
 
 VOCABULARY = 12
-Slots = list[int | None]
 PARTS = ("target", "drafter", "embedder", "per_layer_embedder")
 
 
@@ -82,6 +83,14 @@ def scripted_manifest(
     )
 
 
+class Slots(list[int | None]):
+    """Tokens by slot; `positions` are those that their K/V were computed at."""
+
+    def __init__(self, tokens: list[int | None]) -> None:
+        super().__init__(tokens)
+        self.positions = list(range(len(tokens)))
+
+
 @dataclass
 class ScriptedEngine:
     """`wrong_half` makes the drafter wrong on about half of the contexts, always the same ones."""
@@ -89,13 +98,23 @@ class ScriptedEngine:
     manifest: Manifest
     wrong_half: bool = True
     calls: list[str] = field(default_factory=list)
+    takes_trees: bool = True
     _hidden: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
     def new_cache(self) -> Slots:
-        return [None] * self.manifest.context_length
+        return Slots([None] * self.manifest.context_length)
 
     def fork(self, cache: Slots) -> Slots:
-        return list(cache)
+        copy = Slots(cache)
+        copy.positions = list(cache.positions)
+        return copy
+
+    def compact(self, cache: Slots, sources: list[int], start: int) -> None:
+        assert self.takes_trees
+        assert start < sources[0]
+        assert sources == sorted(set(sources))
+        for slot, source in enumerate(sources, start):
+            cache[slot], cache.positions[slot] = cache[source], cache.positions[source]
 
     def run(self, graph: str, inputs: Any, cache: Slots | None = None) -> dict[str, Any]:
         self.calls.append(graph)
@@ -115,16 +134,19 @@ class ScriptedEngine:
     def _target(self, spec: GraphSpec, inputs: Any, cache: Slots) -> dict[str, Any]:
         positions, tokens = inputs["input_pos"], inputs["embeddings"][0, :, 0].astype(int)
         assert len(positions) == len(tokens) == spec.width
-        assert list(positions) == list(range(positions[0], positions[0] + spec.width)), "positions with a gap"
-        assert positions[-1] < len(cache), f"{spec.name} writes slot {positions[-1]} of {len(cache)}"
+        start, end = int(positions[0]), int(positions[0]) + spec.width
+        tree = list(positions) != list(range(start, end))
+        assert self.takes_trees or not tree, "positions with a gap"
+        assert end <= len(cache), f"{spec.name} writes slot {end - 1} of {len(cache)}"
         if "per_layer_embeddings" in inputs:
             assert (-inputs["per_layer_embeddings"][0, :, 0, 0] == tokens).all(), "per-layer rows of other tokens"
-        for position, token in zip(positions, tokens, strict=True):
-            cache[position] = int(token)
+        cache[start:end] = tokens.tolist()
+        cache.positions[start:end] = positions.tolist()
         logits = np.zeros((1, spec.width, VOCABULARY), np.float32)
         hidden = np.zeros((1, spec.width, 1), np.float32)
         for row in range(spec.width):
-            seen = self._seen(cache, inputs["mask"][0, 0, row])
+            mask = inputs["mask"][0, 0, row]
+            seen = self._path(cache, mask, start + row) if tree else self._seen(cache, mask)
             logits[0, row, next_token(seen)] = 1.0
             hidden[0, row, 0] = self._remember(seen, seen)
         return {"logits": logits, "activations": hidden} if spec.role != "prefill" else {}
@@ -146,7 +168,16 @@ class ScriptedEngine:
     def _seen(self, cache: Slots, mask: Any) -> tuple[int, ...]:
         """Tokens of the visible slots; a gap or a slot never written shows as -1, which no text holds."""
         last = int(np.flatnonzero(mask).max())
+        assert cache.positions[: last + 1] == list(range(last + 1)), "K/V of a tree that were not compacted"
         return tuple(-1 if not mask[i] or cache[i] is None else int(cache[i] or 0) for i in range(last + 1))
+
+    def _path(self, cache: Slots, mask: Any, slot: int) -> tuple[int, ...]:
+        """Tokens that the row in `slot` sees: one of each position up to its own, its own last."""
+        seen = np.flatnonzero(mask).tolist()
+        positions = [cache.positions[one] for one in seen]
+        assert seen[-1] == slot, "a row sees another one that comes after it, or not itself"
+        assert positions == list(range(cache.positions[slot] + 1)), "what a row sees is no path"
+        return tuple(-1 if cache[one] is None else int(cache[one] or 0) for one in seen)
 
     def _remember(self, seed: tuple[int, ...], sequence: tuple[int, ...]) -> int:
         """A hidden state: what it has read, and the committed context from which its draft started."""
@@ -158,8 +189,8 @@ class ScriptedEngine:
 class RingEngine(ScriptedEngine):
     """One sliding layer in a ring of `slots`: a token is a function of the last `window` tokens, read from the ring.
 
-    As in the graphs, a call writes all its rows before any of them looks. A slot that does not hold the position that
-    a row believes in raises.
+    As in the graphs, a call writes all its rows before any of them looks, and the window is cut by slots. A slot that
+    no longer holds what a row believes in raises, and so do positions in view that are not the last ones.
     """
 
     window: int = 4
@@ -170,17 +201,23 @@ class RingEngine(ScriptedEngine):
         self.manifest = self.manifest.model_copy(update={"kv": (layer,)})
 
     def new_cache(self) -> Any:
-        return [(-1, -1)] * self.slots
+        return [(-1, -1, -1)] * self.slots  # slot of the context, position, token
+
+    def compact(self, cache: Any, sources: list[int], start: int) -> None:
+        for slot, source in enumerate(sources, start):
+            cache[slot % self.slots] = slot, *cache[source % self.slots][1:]
 
     def _target(self, spec: GraphSpec, inputs: Any, cache: Any) -> dict[str, Any]:
         positions, tokens = inputs["input_pos"].tolist(), inputs["embeddings"][0, :, 0].astype(int).tolist()
-        assert positions[-1] < self.manifest.context_length
-        for position, token in zip(positions, tokens, strict=True):
-            cache[position % self.slots] = position, token
+        assert positions[0] + spec.width <= self.manifest.context_length
+        for slot, (position, token) in enumerate(zip(positions, tokens, strict=True), positions[0]):
+            cache[slot % self.slots] = slot, position, token
         logits = np.zeros((1, spec.width, VOCABULARY), np.float32)
         for row, last in enumerate(positions):
-            seen = range(max(0, last - self.window + 1), last + 1)
-            held = [cache[position % self.slots] for position in seen]
-            assert [position for position, _ in held] == list(seen), "a ring has lost what is looked back at"
-            logits[0, row, next_token(tuple(token for _, token in held))] = 1.0
+            seen = [slot for slot in np.flatnonzero(inputs["mask"][0, 0, row]).tolist() if slot > last - self.window]
+            held = [cache[slot % self.slots] for slot in seen]
+            assert [slot for slot, _, _ in held] == seen, "a ring has lost what is looked back at"
+            in_view = list(range(max(0, last - self.window + 1), last + 1))
+            assert [position for _, position, _ in held] == in_view, "what a row sees is no path"
+            logits[0, row, next_token(tuple(token for _, _, token in held))] = 1.0
         return {"logits": logits, "activations": logits} if spec.role != "prefill" else {}

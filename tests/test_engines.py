@@ -16,6 +16,7 @@ from pocketdraft.export.rungs import rungs
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.engine import open_engine
+from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import DELEGATION_NAME, Backend
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.proposal import NOTHING, Proposal
@@ -74,7 +75,7 @@ def test_quantized_graphs_agree_with_the_quantized_steps(make_bundle, make_pair,
     engine.close()
 
 
-@pytest.mark.parametrize("drafter", ["mtp", "prompt_lookup"])
+@pytest.mark.parametrize("drafter", ["mtp", "mtp_tree", "prompt_lookup"])
 def test_drafted_tokens_are_plain_tokens(engine, drafter):
     repeated = [5, 6, 7, 8] * 6
     for prompt in (PROMPT, repeated):
@@ -96,6 +97,32 @@ def test_what_was_refused_leaves_no_trace(engine):
     target.verify(clean, PROMPT[-1], NOTHING)
     clean.keep((0,))
     ours, theirs = (target.verify(cache, 77, NOTHING).logits for cache in (dirty, clean))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+TREE = Proposal((900, 901, 902, 903), (-1, -1, 1, 2))  # a leaf, and a chain of three beside it
+
+
+@pytest.mark.parametrize("slots", [30, 47])  # of the 48 in a sliding layer's ring: the second tree goes round it
+def test_a_tree_has_the_logits_of_its_paths_and_leaves_the_k_v_of_a_prefill(engine, slots):
+    target, prompt = Target(engine), (PROMPT * 2)[: slots + 1]
+    tree, clean = target.new_cache(), target.new_cache()
+    target.prefill(tree, prompt[:-1])
+    if not engine.takes_trees:
+        with pytest.raises(PocketdraftError, match="propose a chain"):
+            target.verify(tree, prompt[-1], TREE)
+        return
+    found = target.verify(tree, prompt[-1], TREE)
+    target.prefill(clean, prompt[:-1])
+    for path, rows in (([900], [0, 1]), ([901, 902, 903], [0, 2, 3, 4])):  # the longer one last: it is kept
+        chain = target.verify(clean, prompt[-1], Proposal.chain(path))
+        np.testing.assert_allclose(found.logits[rows], chain.logits, atol=3e-5)
+        np.testing.assert_allclose(found.hidden[rows], chain.hidden, atol=3e-5)
+    target.keep(tree, (0, 2, 3, 4))
+    prefilled = target.new_cache()
+    target.prefill(prefilled, [*prompt, 901, 902, 903])
+    assert tree.length == prefilled.length
+    ours, theirs = (target.verify(cache, 77, NOTHING).logits for cache in (tree, prefilled))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

@@ -6,8 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pocketdraft.runtime.noise import Lane, Noise, _output
+from pocketdraft.runtime.noise import Lane, Noise, _output, largest
 
 EVERY = np.arange(4096)
 
@@ -101,3 +103,18 @@ def test_two_distributions_drawn_alike_agree_as_often_as_the_formula_says():
     rounds = 20_000
     drawn = [(Noise(1).draw(p, Lane.TARGET, i), Noise(1).draw(q, Lane.TARGET, i)) for i in range(rounds)]
     assert np.mean([a == b for a, b in drawn]) == pytest.approx(same, abs=4 * np.sqrt(same * (1 - same) / rounds))
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=9).filter(any), st.integers(0, 2**64 - 1), st.integers(1, 9))
+def test_a_ranking_is_what_would_be_drawn_without_those_before(weights, seed, count):
+    left, noise = np.array(weights, np.float64), Noise(seed)
+    found = noise.ranking(left, Lane.TARGET, 7, count)
+    assert len(found) == min(count, np.count_nonzero(left))
+    for token in found:
+        assert token == noise.draw(left, Lane.TARGET, 7)
+        left[token] = 0.0
+
+
+def test_of_equal_scores_the_lower_comes_first_and_what_is_ruled_out_never():
+    assert largest(np.array([1.0, 3.0, -np.inf, 3.0]), 9) == [1, 3, 0]
+    assert largest(np.array([1.0, 3.0, -np.inf, 3.0]), 1) == [1]

@@ -20,6 +20,8 @@ from pocketdraft.export.pipeline import load_models
 from pocketdraft.export.step import Plain
 from pocketdraft.export.steps.mtp import mtp_step
 from pocketdraft.export.steps.target import target_steps
+from pocketdraft.runtime.proposal import Proposal
+from pocketdraft.runtime.tree import inputs
 
 CONTEXT, WINDOW, WIDTHS = 64, 8, (5, 2)
 
@@ -32,21 +34,27 @@ class Bundle:
 
 
 @pytest.fixture(scope="module")
-def engines(make_pair):
-    """With whole layers, and with rings of 16 slots for the same weights."""
+def make_engine(make_pair):
+    """An engine of these verify widths, with rings if the widest call is given."""
     pair: Pair = make_pair("shared")
     models = load_models(Checkpoint.open(pair.target), Checkpoint.open(pair.drafter))
     geometry = dataclasses.replace(models.target.geometry, window=WINDOW)
     models.target.trunk.geometry = models.target.geometry = geometry
     models.drafter.trunk.geometry = dataclasses.replace(models.drafter.geometry, window=WINDOW)
 
-    def engine(widest: int | None) -> EagerEngine:
+    def engine(widths: tuple[int, ...], widest: int | None) -> EagerEngine:
         layout = KVLayout.of(geometry, CONTEXT, widest)
-        steps = target_steps(models.target, layout, (7,), WIDTHS, Plain())
+        steps = target_steps(models.target, layout, (7,), widths, Plain())
         steps.append(mtp_step(models.drafter, geometry, layout, "dense", "pending", Plain()))
         return EagerEngine(Bundle(steps), steps)
 
-    whole, ring = engine(None), engine(7)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def engines(make_engine):
+    """With whole layers, and with rings of 16 slots for the same weights."""
+    whole, ring = make_engine(WIDTHS, None), make_engine(WIDTHS, 7)
     shapes = {t.name: t.shape for t in ring.manifest.graphs[0].inputs if t.is_kv}
     assert shapes["kv_cache_k_0"][2] == 16
     assert shapes["kv_cache_k_2"][2] == CONTEXT  # a full layer
@@ -89,6 +97,80 @@ def test_rings_give_the_logits_of_whole_layers(engines, calls):
         }
         drafts = [engine.run("mtp_drafter", feed, c)["logits"] for engine, c in zip(engines, caches, strict=True)]
         np.testing.assert_allclose(drafts[1], drafts[0], atol=2e-4)
+
+
+def as_call(graph, tree: Proposal, start: int, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`rows` are those of the pending token and of the nodes; what pads them is noise."""
+    noise = np.random.default_rng(0)
+    padded = {t.name: noise.standard_normal(t.shape, np.float32) for t in graph.inputs if t.name.endswith("embeddings")}
+    for name, array in padded.items():
+        array[:, : len(tree) + 1] = rows[name][:, : len(tree) + 1]
+    return padded | inputs(tree, start, graph.width, CONTEXT)
+
+
+def path_of(tree: Proposal, node: int) -> list[int]:
+    """Rows of a call from the pending token's to the node's."""
+    rows = [node + 1]
+    while node >= 0:
+        node = tree.parents[node]
+        rows.append(node + 1)
+    return rows[::-1]
+
+
+backs = st.lists(st.integers(0, 9), min_size=4, max_size=4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(rounds=st.lists(st.tuples(backs, st.integers(-1, 3)), min_size=1, max_size=12), prefilled=st.integers(0, 3))
+def test_a_tree_in_rings_has_the_logits_of_its_paths_in_whole_layers(engines, rounds, prefilled):
+    """Each node's, in a call of its own; and what is kept is compacted, also around the end of a ring."""
+    (whole, ring), random = engines, np.random.default_rng(1)
+    caches, start = [engine.new_cache() for engine in engines], 0
+    verify = next(graph for graph in ring.manifest.graphs if graph.name == "verify")
+    prefill = next(graph for graph in ring.manifest.graphs if graph.name == "prefill_7")
+    for _ in range(prefilled):
+        rows = {t.name: random.standard_normal(t.shape, np.float32) for t in prefill.inputs if "embeddings" in t.name}
+        for engine, cache in zip(engines, caches, strict=True):
+            engine.run("prefill_7", as_call(prefill, Proposal.chain(range(6)), start, rows), cache)
+        start += 7
+    for parents, node in rounds:
+        if start + verify.width > CONTEXT:
+            break
+        tree = Proposal((0,) * 4, tuple(back % (one + 1) - 1 for one, back in enumerate(parents)))
+        rows = {t.name: random.standard_normal(t.shape, np.float32) for t in verify.inputs if "embeddings" in t.name}
+        found = ring.run("verify", as_call(verify, tree, start, rows), caches[1])["logits"][0]
+        for one in range(-1, 4):
+            path = path_of(tree, one)
+            chain = Proposal.chain(range(len(path) - 1))
+            call = as_call(verify, chain, start, {name: array[:, path] for name, array in rows.items()})
+            alone = whole.run("verify", call, whole.fork(caches[0]))["logits"][0]
+            np.testing.assert_allclose(found[one + 1], alone[len(path) - 1], atol=2e-4)
+        kept = path_of(tree, node)
+        chain = Proposal.chain(range(len(kept) - 1))
+        call = as_call(verify, chain, start, {name: array[:, kept] for name, array in rows.items()})
+        whole.run("verify", call, caches[0])
+        if kept[1:]:
+            ring.compact(caches[1], [start + row for row in kept[1:]], start + 1)
+        start += len(kept)
+
+
+def test_a_tree_deeper_than_the_window_would_see_too_much(make_engine):
+    """Why `tree.DEEPEST` is: the graph cuts the window by slots, and a node's slot comes after its position."""
+    engine = make_engine((12,), None)
+    graph = next(graph for graph in engine.manifest.graphs if graph.name == "verify")
+    rows = {
+        t.name: np.random.default_rng(1).standard_normal(t.shape, np.float32)
+        for t in graph.inputs
+        if "embeddings" in t.name
+    }
+    tree = Proposal((0,) * 11, (-1, -1, *range(1, 10)))  # a leaf, and a chain of ten beside it
+    found = engine.run("verify", as_call(graph, tree, 20, rows), engine.new_cache())["logits"][0]
+    path = path_of(tree, 10)
+    call = as_call(graph, Proposal.chain(range(10)), 20, {name: array[:, path] for name, array in rows.items()})
+    chain = engine.run("verify", call, engine.new_cache())["logits"][0]
+    errors = np.abs(found[path] - chain[: len(path)]).max(-1)
+    assert errors[: WINDOW + 1].max() < 2e-4
+    assert errors[WINDOW + 1 :].min() > 1e-3
 
 
 @pytest.mark.parametrize("operators", [LiteRTOperators(), onnx.ScatteredRows()], ids=["litert", "onnx"])

@@ -19,7 +19,7 @@ from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import Session, open_session
 from pocketdraft.runtime.target import Target, Verified
 
-DRAFTERS = ["mtp", "prompt_lookup", "none"]
+DRAFTERS = ["mtp", "mtp_tree", "prompt_lookup", "none"]
 token_lists = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20)
 
 

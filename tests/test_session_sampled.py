@@ -27,7 +27,8 @@ from pocketdraft.runtime.target import Target, Verified
 
 PROMPT = [1, 2, 3]
 RULES = ("exact", "rejection")
-NAMES = ["mtp", "prompt_lookup", "none"]
+CHAINS = ["mtp", "prompt_lookup", "none"]
+NAMES = [*CHAINS, "mtp_tree"]
 
 
 def never_twice(logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
@@ -125,7 +126,7 @@ def test_any_drafter_and_length_give_the_text_of_plain_decoding_with_the_same_se
 
 @settings(deadline=None)
 @given(
-    drafter=st.sampled_from(NAMES),
+    drafter=st.sampled_from(CHAINS),
     drafts=st.one_of(st.integers(0, 9), st.builds(Confident, st.integers(0, 9), st.just(0.2))),
     sampling=st.builds(Sampling, st.sampled_from([0.3, 3.0]), st.sampled_from([0, 4]), seed=st.integers(0, 99)),
     budget=st.integers(1, 30),
@@ -145,8 +146,9 @@ def test_rejection_too_keeps_the_cache_in_step_and_the_budget(drafter, drafts, s
     session.stats.check()
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("drafter", NAMES)
+@pytest.mark.parametrize(
+    ("drafter", "rule"), [*((name, "exact") for name in NAMES), *((name, "rejection") for name in CHAINS)]
+)
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(drafter, rule):
     def text(seed: int) -> list[int]:
         sampler = Sampler(Sampling(3.0, seed=seed), rule)
@@ -202,6 +204,12 @@ def test_lengths_by_the_clock_are_refused_where_the_text_would_depend_on_them():
     with pytest.raises(PocketdraftError, match="measured times, on which rejection's text would depend"):
         open_session(engine, "mtp", Confident(), sampler=Sampler(Sampling(1.0), "rejection"))
     open_session(engine, "mtp", Confident(cost=0.1), sampler=Sampler(Sampling(1.0), "rejection"))
+
+
+def test_a_drafter_of_trees_is_refused_by_rejection_before_it_drafts():
+    sampler = Sampler(Sampling(1.0), "rejection")
+    with pytest.raises(PocketdraftError, match="mtp_tree proposes trees, rejection takes a chain"):
+        open_session(ScriptedEngine(scripted_manifest()), "mtp_tree", 4, sampler=sampler)
 
 
 def test_a_rule_that_is_none_is_named():

@@ -5,7 +5,7 @@ It satisfies `runtime.engine.Engine`, so the loop, the tests and the ladder driv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pocketdraft.runtime.compaction import compact
 from pocketdraft.runtime.manifest import Manifest
 
 from ..step import Step
@@ -21,6 +22,8 @@ KV = dict[str, Tensor]
 
 
 class EagerEngine:
+    takes_trees = True
+
     def __init__(self, manifest: Manifest, steps: list[Step]) -> None:
         self.manifest = manifest
         self._steps = {step.spec.name: step for step in steps}
@@ -40,6 +43,11 @@ class EagerEngine:
             outputs = step.module(**feed)
         kv.update((t.name, outputs[t.name]) for t in step.spec.outputs if t.is_kv)
         return {t.name: outputs[t.name].numpy() for t in step.spec.outputs if not t.is_kv}
+
+    def compact(self, cache: KV, sources: Sequence[int], start: int) -> None:
+        arrays = self.read_kv(cache)  # a copy: forks share tensors
+        compact(arrays, sources, start)
+        cache.update((name, torch.from_numpy(array)) for name, array in arrays.items())
 
     def read_kv(self, cache: KV) -> dict[str, npt.NDArray[np.float32]]:
         return {name: tensor.numpy().copy() for name, tensor in cache.items()}

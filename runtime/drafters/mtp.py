@@ -14,9 +14,8 @@ from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
 from ..draft_length import EarlyStop
-from ..noise import Probabilities
 from ..proposal import NOTHING, Proposal
-from ..sampler import GREEDY, Sampler
+from ..sampler import GREEDY, Draft, Sampler
 from ..target import Floats, Target, Verified
 
 DRAWS = True  # its drafts, where the sampler is not greedy
@@ -36,24 +35,29 @@ class MTPDrafter:
     def propose(self, context: Context, count: int) -> Proposal:
         if self._hidden is None or count < 1:
             return NOTHING
+        drafts, confidences = self._draft(self._hidden, context, count, self._early_stop)
+        return Proposal.chain([draft.token for draft in drafts], [draft.probs for draft in drafts], confidences)
+
+    def _draft(
+        self, hidden: Floats, context: Context, count: int, early_stop: EarlyStop | None
+    ) -> tuple[list[Draft], list[float]]:
+        """A chain of at most `count` drafts, and how sure it is of each where something asks for that."""
         place = self._target.positions(self._cache.length - 1, 1)
-        hidden, token = self._hidden, context.last
-        tokens: list[int] = []
-        probs: list[Probabilities | None] = []
+        token, tokens = context.last, list[int]()
+        drafts: list[Draft] = []
         confidences: list[float] = []
         for _ in range(count):
             activations = np.concatenate([self._target.embed(token), hidden], -1)
             outputs = self._target.engine.run(self._graph, {"activations": activations, **place}, self._cache.handle)
             hidden = outputs["projected_activations"]
-            draft = self._sampler.draft(outputs["logits"][0, 0], context.tokens, tokens)
-            token = draft.token
+            drafts.append(self._sampler.draft(outputs["logits"][0, 0], context.tokens, tokens))
+            token = drafts[-1].token
             tokens.append(token)
-            probs.append(draft.probs)
-            if self._early_stop:
-                confidences.append(draft.confidence)
-                if self._early_stop.enough(confidences):
+            if early_stop:
+                confidences.append(drafts[-1].confidence)
+                if early_stop.enough(confidences):
                     break
-        return Proposal.chain(tokens, probs, confidences)
+        return drafts, confidences
 
     def observe(self, verdict: Verdict, verified: Verified) -> None:
         self._hidden = verified.hidden[verdict.rows[-1]][None, None]

@@ -8,6 +8,7 @@ file, alone in the runtime, imports torch, and only when such a bundle is opened
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class KVProgram:
 
 class ExecuTorchEngine:
     """See `runtime.engine.Engine`. Not thread-safe; the number of threads is one for the whole process."""
+
+    takes_trees = False  # a program's buffers cannot be written from outside, so rows cannot be moved
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
         import executorch.kernels.quantized  # noqa: F401 (registers the kernels of quantized embeddings)
@@ -51,6 +54,9 @@ class ExecuTorchEngine:
 
     def fork(self, cache: KVProgram) -> None:
         """A program's buffers cannot be written from outside."""
+
+    def compact(self, cache: KVProgram, sources: Sequence[int], start: int) -> None:
+        raise AssertionError("ExecuTorch verifies chains only: there is nothing to compact")
 
     def run(self, graph: str, inputs: Arrays, cache: KVProgram | None = None) -> dict[str, npt.NDArray[Any]]:
         spec = self._graphs[graph]

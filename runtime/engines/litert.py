@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..compaction import compact
 from ..engine import Arrays
 from ..errors import PocketdraftError
 from ..litert_memory import view
@@ -29,10 +31,13 @@ class KVBuffers:
 
     by_name: dict[str, Any]
     bound: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
+    views: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # of their memory, once a tree was verified
 
 
 class LiteRTEngine:
     """See `runtime.engine.Engine`. Not thread-safe; a session holds its own K/V, graphs are shared."""
+
+    takes_trees = True
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
         from ai_edge_litert.compiled_model import CompiledModel
@@ -72,9 +77,16 @@ class LiteRTEngine:
     def run(self, graph: str, inputs: Arrays, cache: KVBuffers | None = None) -> dict[str, npt.NDArray[Any]]:
         return self._graphs[graph].run(inputs, self._no_kv if cache is None else cache)
 
+    def compact(self, cache: KVBuffers, sources: Sequence[int], start: int) -> None:
+        cache.views = cache.views or self._views(cache)
+        compact(cache.views, sources, start)
+
     def read_kv(self, cache: KVBuffers) -> dict[str, npt.NDArray[np.float32]]:
+        return {name: array.copy() for name, array in self._views(cache).items()}
+
+    def _views(self, cache: KVBuffers) -> dict[str, npt.NDArray[Any]]:
         specs = {tensor.name: tensor for tensor in self._graphs["decode"].spec.inputs if tensor.is_kv}
-        return {name: view(buffer, specs[name]).copy() for name, buffer in cache.by_name.items()}
+        return {name: view(buffer, specs[name]) for name, buffer in cache.by_name.items()}
 
     def _buffers(self, arrays: Arrays) -> KVBuffers:
         """New ones, with a copy of the arrays."""

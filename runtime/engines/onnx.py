@@ -6,6 +6,7 @@ graph is bound to the very same buffers: a round copies no K/V.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..compaction import compact
 from ..engine import Arrays
 from ..errors import PocketdraftError
 from ..manifest import PRESENT, GraphSpec, Manifest
@@ -23,11 +25,14 @@ class KVValues:
     """K/V of one sequence as OrtValues by tensor name, and the binding of each family that has run on it."""
 
     by_name: dict[str, Any]
+    arrays: dict[str, npt.NDArray[Any]]  # their memory
     bound: dict[str, Any] = field(default_factory=dict)
 
 
 class ONNXEngine:
     """See `runtime.engine.Engine`. One session a family, whatever the width; not thread-safe."""
+
+    takes_trees = True
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
         import onnxruntime
@@ -45,7 +50,7 @@ class ONNXEngine:
                 self._sessions[family] = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime has a class for each status, without a common one
                 raise PocketdraftError(f"ONNX Runtime cannot open {path}: {error}; export again.") from error
-        self._no_kv = KVValues({})  # for the embedders
+        self._no_kv = KVValues({}, {})  # for the embedders
 
     def new_cache(self) -> KVValues:
         return self._values({t.name: np.zeros(t.shape, t.dtype) for t in self._graphs["decode"].inputs if t.is_kv})
@@ -68,6 +73,9 @@ class ONNXEngine:
         self._sessions[spec.family].run_with_iobinding(binding)
         return made
 
+    def compact(self, cache: KVValues, sources: Sequence[int], start: int) -> None:
+        compact(cache.arrays, sources, start)
+
     def read_kv(self, cache: KVValues) -> dict[str, npt.NDArray[np.float32]]:
         return {name: value.numpy().copy() for name, value in cache.by_name.items()}
 
@@ -75,9 +83,10 @@ class ONNXEngine:
         self._sessions.clear()
         self._no_kv.bound.clear()
 
-    def _values(self, arrays: Arrays) -> KVValues:
+    def _values(self, arrays: dict[str, npt.NDArray[Any]]) -> KVValues:
         """Backed by the arrays themselves."""
-        return KVValues({name: self._runtime.OrtValue.ortvalue_from_numpy(one) for name, one in arrays.items()})
+        values = {name: self._runtime.OrtValue.ortvalue_from_numpy(one) for name, one in arrays.items()}
+        return KVValues(values, arrays)
 
     def _bind(self, spec: GraphSpec, kv: KVValues) -> Any:
         binding = self._sessions[spec.family].io_binding()
