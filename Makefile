@@ -5,7 +5,7 @@ OUT := build/demo
 BACKENDS := litert executorch onnx
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test slow android apk android-test android-runtimes arm64 gpu lint types format clean
+.PHONY: setup demo bench test slow android apk android-test android-runtimes arm64 gpu lint types format clean
 
 setup: .venv/ready
 
@@ -24,6 +24,19 @@ demo: setup
 	$(BIN)/pocketdraft validate $(OUT)/mixed/litert
 	$(BIN)/pocketdraft run $(OUT)/mixed/litert --prompt '"type": "structure",' --max-tokens 96
 	$(BIN)/pocketdraft bench $(foreach recipe,mixed f32 w8 w4,$(foreach backend,$(BACKENDS),$(OUT)/$(recipe)/$(backend)))
+
+# Draft lengths on every backend, measured and predicted: build/bench/report.html, and README's graph.
+bench: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	for backend in $(BACKENDS); do \
+		test -d $(OUT)/mixed/$$backend || $(BIN)/pocketdraft export --backend $$backend --recipe mixed --out $(OUT)/mixed/$$backend; \
+	done
+	@mkdir -p build/bench
+	for backend in $(BACKENDS); do \
+		$(BIN)/pocketdraft bench $(OUT)/mixed/$$backend --check --batch 2,4,8 --clock cpu --out build/bench/$$backend.json || exit; \
+	done
+	$(BIN)/pocketdraft report build/bench/*.json --out build/bench/report.html
+	$(BIN)/python benchmarks/draft_length.py build/bench/*.json
 
 test: setup
 	$(BIN)/pytest

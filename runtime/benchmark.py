@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,16 @@ from . import clock, host
 from .compare import against_reference, stretches
 from .cost import RoundCost
 from .draft_length import schedule_of
+from .drafters import default_rule
 from .engine import open_engine
 from .errors import PocketdraftError
 from .figures import points, predictions, read_limit
-from .lengths import PLAIN, Measured, Progress, Runs, Way, measure, measure_batch, samplers, ways_of
+from .lengths import PLAIN, Measured, Progress, Runs, Way, measure, measure_batch, ways_of
 from .manifest import Manifest
 from .profile import Profile, Speed
 from .prompts import Prompt
 from .results import ALL, FirstToken, Parity, Results
-from .sampler import GREEDY
+from .sampler import GREEDY, Sampler
 from .sampling import Sampling
 from .session import open_session
 from .survey import Surveyed, survey
@@ -89,10 +91,17 @@ def take_profile(bundle: Path, task: Task, advance: Progress) -> Profile:
 def benchmark(
     bundle: Path, task: Task, advance: Progress, rungs_of: Callable[[Manifest], Rungs | None] | None = None
 ) -> Results:
-    """Raises PocketdraftError for lengths that no graph is wide enough for."""
+    """Raises PocketdraftError for lengths that no graph is wide enough for, and for more rows than prompts."""
+    most = max(Counter(prompt.domain for prompt in task.prompts).values())
+    if max(task.batches, default=1) > most:
+        raise PocketdraftError(
+            f"--batch asks for {max(task.batches)} rows, no domain has more than {most} prompts; raise --per-domain."
+        )
     opened = open_cold(bundle, task.threads, task.prompts[0])
     manifest = opened.manifest
     widest = manifest.graphs_of("verify")[-1].width - 1
+    if task.check:
+        _same_text(task, task.drafter)
     for length in task.lengths or ():
         if length > widest:
             raise PocketdraftError(
@@ -149,18 +158,23 @@ def benchmark(
 
 def survey_all(opened: Opened, task: Task, drafter: str, longest: int, advance: Progress) -> dict[str, list[Surveyed]]:
     """Every place of every prompt's text, by domain. Raises PocketdraftError where the text depends on drafts."""
-    way = Way(drafter, longest)
-    sampler = samplers([way], task.sampling)[way]
-    if sampler.rejects:
-        raise PocketdraftError(
-            "--check is given at a temperature, where rejection makes the text depend on the drafts; give one of them."
-        )
+    sampler = _same_text(task, drafter)
     target, found = Target(opened.engine.engine), {prompt.domain: list[Surveyed]() for prompt in task.prompts}
     for number, prompt in enumerate(task.prompts):
         advance(f"Surveying what {drafter} would draft", number, len(task.prompts))
         tokens = opened.tokenizer.encode(prompt.text)
         found[prompt.domain].append(survey(target, drafter, longest, tokens, task.max_tokens, sampler))
     return found
+
+
+def _same_text(task: Task, drafter: str) -> Sampler:
+    """The drafter's own, if its text is the same whatever is drafted. Raises PocketdraftError."""
+    sampler = Sampler(task.sampling, default_rule(drafter, timed=False))
+    if sampler.rejects:
+        raise PocketdraftError(
+            "--check is given at a temperature, where rejection makes the text depend on the drafts; give one of them."
+        )
+    return sampler
 
 
 def _parity(opened: Opened, task: Task, rungs_of: Callable[[Manifest], Rungs | None]) -> Parity | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640.0, 330.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 14.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 72.0, 16.0, 14.0, 46.0
 COLOURS = 6
 
 

@@ -205,6 +205,7 @@ def _compare(
 
 def _bench_lengths(bundle: Path, task: Task, parity: bool, out: Path | None, quiet: bool, as_json: bool) -> None:
     from .benchmark import benchmark
+    from .figures import summary
     from .results import write_results
     from .tables import print_lengths, print_predictions
 
@@ -216,7 +217,7 @@ def _bench_lengths(bundle: Path, task: Task, parity: bool, out: Path | None, qui
         print_lengths(found)
         if task.check:
             print_predictions(found)
-    print(found.model_dump_json())
+    print(found.model_dump_json() if as_json else json.dumps(summary(found)))
     if found.identical is False:
         raise typer.Exit(1)
 

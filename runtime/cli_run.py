@@ -21,7 +21,6 @@ from .draft_length import Confident, Drafts
 from .drafters import default_rule
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
-from .manifest import read
 from .options import Bundle, Json, Quiet, Threads, at_least, one_constraint, start
 from .sampler import Rule, Sampler
 from .sampling import Sampling
@@ -30,7 +29,7 @@ from .target import Target
 from .text import Tokenizer
 
 DrafterName = Annotated[
-    str | None, typer.Option("--drafter", help="mtp, prompt_lookup or none; default: as tuned, or mtp.")
+    str | None, typer.Option("--drafter", help="mtp, mtp_tree, prompt_lookup or none; default: as tuned, or mtp.")
 ]
 DraftsPerRound = Annotated[
     str | None,
@@ -85,15 +84,17 @@ def run(
 
     at_least(1, max_tokens=max_tokens, n=n)
     at_least(0, threads=threads)
-    tuned, constraint = read(bundle).tuned, one_constraint(json_schema, regex, grammar)
-    method, count = start(tuned, drafter, drafts)
-    sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, method, count)
+    constraint = one_constraint(json_schema, regex, grammar)
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    _sampler(sampling, rule, *start(None, drafter, drafts))  # what cannot be is refused before anything is opened
     scorer = None
     if score is not None:
         output = subprocess.DEVNULL if quiet or as_json else sys.stderr.fileno()
         scorer = n_best.CommandScorer.parse(score, score_timeout, output)
 
     engine, tokenizer = _open(bundle, threads, quiet or as_json)
+    method, count = start(engine.manifest.tuned, drafter, drafts)
+    sampler = _sampler(sampling, rule, method, count)
     ids, target, output = tokenizer.encode(prompt), Target(engine), tokenizer.output(stop or ())
     if constraint:
         compiled = open_grammars(bundle, engine.manifest).compile(*constraint)
@@ -143,10 +144,12 @@ def chat(
     """Talk, by the bundle's own chat template. Ctrl-C stops an answer, Ctrl-D ends the talk."""
     at_least(1, max_tokens=max_tokens)
     at_least(0, threads=threads)
-    method, count = start(read(bundle).tuned, drafter, drafts)
-    sampler = _sampler(Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed), rule, method, count)
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    _sampler(sampling, rule, *start(None, drafter, drafts))  # what cannot be is refused before anything is opened
 
     engine, tokenizer = _open(bundle, threads, quiet)
+    method, count = start(engine.manifest.tuned, drafter, drafts)
+    sampler = _sampler(sampling, rule, method, count)
     template = open_template(bundle, engine.manifest, tokenizer)
     talk = Chat(open_session(engine, method, count, sampler=sampler), template, tokenizer, system)
     if sys.stdin.isatty():

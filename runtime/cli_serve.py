@@ -22,7 +22,7 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8080,
     public: Annotated[bool, typer.Option("--public", help="Let other machines in; nobody is asked for a key.")] = False,
     name: Annotated[str | None, typer.Option(help="The model's name; default: the bundle's folder.")] = None,
-    drafter: Annotated[str, typer.Option(help="mtp, prompt_lookup or none.")] = "mtp",
+    drafter: Annotated[str, typer.Option(help="mtp, mtp_tree, prompt_lookup or none.")] = "mtp",
     drafts: Annotated[str, typer.Option(help="Drafts per round, or auto.")] = "4",
     max_tokens: Annotated[int, typer.Option(help="Longest output; 0 is what the context holds.")] = 0,
     at_once: Annotated[int, typer.Option(help="Requests that take turns, each with a K/V cache.")] = 4,

@@ -13,8 +13,8 @@ from .manifest import Tuned
 from .schedule import Floats, Judged, Schedule, schedule, table
 from .stats import TENTHS, Stats
 
-PROBE_SHARE = 0.01  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
-RELEARN_FIRST, RELEARN_EVERY = (0, 1, 2, 4, 8, 16, 32), 64  # rounds after which the schedule is made anew
+PROBE_SHARE = 0.005  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
+RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
 EVIDENCE = 8.0  # and where an eighth as many drafts were judged since as it was made of,
 PROBES = 4.0  # or, where it does not draft, so many
 REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
@@ -94,20 +94,23 @@ class Confident:
     _before: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
     _told: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
     _seen: int = field(default=0, init=False, repr=False)
+    _learn_at: int = field(default=0, init=False, repr=False)  # rounds
+    _off: bool = field(default=False, init=False, repr=False)
 
     def starting_from(self, experience: Experience) -> Confident:
         """One for another sequence, which adds to the experience."""
         own = replace(self)
         own.experience, own._schedule = experience, experience.schedule
+        own._off = own._schedule is not None and not own._schedule.longest
         own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, float(experience.judged.sum())))
         return own
 
     def next(self, stats: Stats) -> int:
         rounds, experience = stats.rounds, self.experience
-        probed = self._schedule is not None and not self._schedule.longest and experience.idle == 0
-        if probed or rounds in RELEARN_FIRST or (rounds and rounds % RELEARN_EVERY == 0):
+        if rounds >= self._learn_at or (self._off and experience.idle == 0):
             self._learn(stats)
-        if self._schedule is None or self._schedule.longest:
+            self._learn_at = max(1, rounds + min(rounds, RELEARN_EVERY))  # after 1, 2, 4... rounds
+        if not self._off:
             return self.longest
         probes = experience.idle >= experience.probe_after
         experience.idle = 0 if probes else experience.idle + 1
@@ -127,7 +130,7 @@ class Confident:
         known = own + self._before
         if self._schedule:
             few = known.sum() / EVIDENCE
-            if experience.unlearnt < max(1.0, few if self._schedule.longest else min(few, PROBES)):
+            if experience.unlearnt < max(1.0, min(few, PROBES) if self._off else few):
                 return
         cost = self._cost()
         if cost is None:
@@ -138,6 +141,7 @@ class Confident:
             _, rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
         self._schedule, experience.rate = schedule(cost, judged, self.longest, rate)
         experience.schedule, experience.unlearnt = self._schedule, 0.0
+        self._off = not self._schedule.longest
         # The less is known, the sooner it is tried again.
         rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
         experience.probe_after = int(min(rarely, 2 * experience.judged.sum()))

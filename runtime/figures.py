@@ -11,7 +11,7 @@ from .cost import RoundCost, Times
 from .draft_length import Confident, Experience, Fixed, Scheduled
 from .lengths import PLAIN, Measured, Runs, Way
 from .manifest import Manifest
-from .results import ALL, Interval, Point, Prediction, Read
+from .results import ALL, Interval, Point, Prediction, Read, Results
 from .schedule import Schedule
 from .survey import Surveyed, play
 
@@ -114,6 +114,21 @@ def median_error(found: Sequence[Prediction]) -> float:
     """Of the held-out draft lengths by domain, without sign."""
     errors = [abs(one.error) for one in found if one.held_out and one.domain != ALL and isinstance(one.drafts, int)]
     return statistics.median(errors) if errors else float("nan")
+
+
+def summary(found: Results) -> dict[str, float | str | bool | None]:
+    """The few figures that one looks at first."""
+    speeds = found.of(ALL, next((point.drafter for point in found.points if point.drafter != "none"), "mtp"))
+    best = max(speeds, key=lambda point: point.tokens_per_s)
+    error = median_error(found.predictions)
+    return {
+        "bundle": found.bundle,
+        "plain_tokens_per_s": round(speeds[0].tokens_per_s, 1),
+        "best_drafts": best.drafts,
+        "best_tokens_per_s": round(best.tokens_per_s, 1),
+        "identical": found.identical,
+        "prediction_error": None if error != error else round(error, 4),
+    }
 
 
 def read_limit(manifest: Manifest, bandwidth: float, filled: int) -> Read:

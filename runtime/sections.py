@@ -43,7 +43,8 @@ def report(results: Sequence[Results], imports: Sequence[Imports], profiles: Seq
 
 
 def _name(found: Results) -> str:
-    return f"{found.bundle} ({found.backend}, {found.recipe})"
+    made = f"{found.backend}, {found.recipe}"
+    return made if found.bundle == found.backend else f"{found.bundle} ({made})"
 
 
 def _threads(found: Results) -> str:
