@@ -21,15 +21,14 @@ from .tune import OFF, Candidate, Choice, tune
 
 @dataclass(frozen=True)
 class Row:
-    """A drafter's recipe. `tokens_per_s` is what the best choice is expected to give, which `choice` names; the others
-    are of the best that drafts at all, so that recipes can be told apart where drafting does not pay."""
+    """A drafter's recipe and the best that it can do: `gain` is over plain decoding, and less than 1 where it is better
+    left off. `tokens_per_s` are those of drafting."""
 
     recipe: str
     drafter_bytes: int
+    gain: float
     tokens_per_s: float
-    choice: str
-    drafted_tokens_per_s: float
-    drafted: str
+    drafts: str
     tokens_per_round: float
 
     def to_json(self) -> dict[str, Any]:
@@ -37,24 +36,17 @@ class Row:
 
 
 def row(recipe: str, manifest: Manifest, choice: Choice, plain_s: float) -> Row:
-    """`plain_s` is what plain decoding takes for a token."""
+    """`plain_s` is what plain decoding takes for a token. Other drafters tell nothing of this one's precision."""
     drafted: Candidate = max(
         (one for one in choice.candidates if one.drafter == "mtp"), key=lambda one: one.gain, default=OFF
     )
-    return Row(
-        recipe=recipe,
-        drafter_bytes=manifest.parts["drafter"].size,
-        tokens_per_s=choice.chosen.gain / plain_s,
-        choice=choice.chosen.name,
-        drafted_tokens_per_s=drafted.gain / plain_s,
-        drafted=drafted.name,
-        tokens_per_round=drafted.tokens,
-    )
+    size = manifest.parts["drafter"].size
+    return Row(recipe, size, drafted.gain, drafted.gain / plain_s, drafted.name, drafted.tokens)
 
 
 def best(rows: Sequence[Row]) -> Row:
-    """The fastest as chosen; where none drafts, the fastest that would. Of equals the smaller."""
-    return max(rows, key=lambda one: (round(one.tokens_per_s, 1), one.drafted_tokens_per_s, -one.drafter_bytes))
+    """The most gain, as the target is the same; of equals the smaller."""
+    return max(rows, key=lambda one: (round(one.gain, 3), -one.drafter_bytes))
 
 
 def compare(bundle: Path, recipes: Sequence[str], pair: tuple[Path, Path], task: Task, advance: Progress) -> list[Row]:

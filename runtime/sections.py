@@ -10,9 +10,10 @@ from markupsafe import Markup
 from . import chart
 from .chart import Line
 from .figures import median_error
+from .others import imported, reported
 from .pages import Figure, Report, Section, Table
-from .profile import Profile, Speed
-from .results import ALL, Imported, Imports, Point, Results
+from .profile import Profile
+from .results import ALL, Imports, Point, Results
 from .stats import RoundPart
 
 PARTS: tuple[RoundPart, ...] = ("draft", "verify", "sampling", "host")
@@ -29,9 +30,9 @@ def report(results: Sequence[Results], imports: Sequence[Imports], profiles: Seq
         sections.append(_bundles(results))
     if imports:
         rows = [row for one in imports for row in one.rows]
-        sections.append(Section("Other programs", "As they measured themselves.", tables=(_imported(rows),)))
+        sections.append(Section("Other programs", "As they measured themselves.", tables=(imported(rows),)))
     if profiles:
-        sections.append(_reported(profiles))
+        sections.append(reported(profiles))
     title = "Speculative decoding: " + (", ".join(dict.fromkeys(_name(found) for found in results)) or "figures")
     first = results[0] if results else None
     subtitle = ""
@@ -272,50 +273,3 @@ def _bundles(results: Sequence[Results]) -> Section:
     )
     text = "Graphs against transformers on the same inputs: the largest error of any output, and the target's logits."
     return Section("Parity and bundles side by side", text, tables=(Table("Bundles", columns, tuple(rows), open=True),))
-
-
-def _imported(rows: Sequence[Imported]) -> Table:
-    columns = ("tool", "model", "what", "rows", "drafts", "tokens/s", "prefill/s", "first token, ms", "accepted")
-    shown = tuple(
-        (
-            row.tool,
-            row.model,
-            row.what,
-            str(row.batch),
-            _or_blank(row.drafts, "{:d}"),
-            _or_blank(row.tokens_per_s, "{:,.1f}"),
-            _or_blank(row.prefill_tokens_per_s, "{:,.1f}"),
-            _or_blank(row.first_token_s and 1e3 * row.first_token_s, "{:,.1f}"),
-            _or_blank(row.accepted_per_round, "{:.2f}"),
-        )
-        for row in rows
-    )
-    return Table("Other programs' figures", columns, shown, open=True)
-
-
-def _reported(profiles: Sequence[Profile]) -> Section:
-    rows = tuple(_speed(profile, speed) for profile in profiles for speed in profile.speeds)
-    columns = ("device", "source", "model", "drafts", "rows", "plain/s", "drafted/s", "ratio", "note")
-    text = "By device profiles. What is marked reported comes from others and was not measured by this project."
-    return Section("Devices", text, tables=(Table("Speeds by device", columns, rows, open=True),))
-
-
-def _speed(profile: Profile, speed: Speed) -> tuple[str, ...]:
-    note = [f"{speed.note}"] if speed.note else []
-    if speed.acceptance_by_position and profile.origin == "reported":
-        note.append("accepted " + " / ".join(f"{share:.3f}" for share in speed.acceptance_by_position))
-    return (
-        profile.device.name,
-        profile.source if profile.origin == "measured" else f"reported: {profile.source}",
-        speed.model,
-        _or_blank(speed.drafts, "{:d}"),
-        str(speed.batch),
-        _or_blank(speed.plain_tokens_per_s, "{:,.2f}"),
-        _or_blank(speed.tokens_per_s, "{:,.2f}"),
-        _or_blank(speed.gain, "{:.2f}"),
-        "; ".join(note),
-    )
-
-
-def _or_blank(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from .accept import Verdict
+from .clock import now
 from .context import Context, Emitted
 from .cost import RoundCost
 from .draft_length import DraftLength, EarlyStop
@@ -37,11 +38,12 @@ class Place:
 @dataclass(frozen=True)
 class Surveyed:
     """One text. `places[i]` is where i of its tokens were out; `budget` is what it was allowed, `room` the cache's
-    free slots at the start."""
+    free slots at the start. `propose_s` is what the drafter took at a place."""
 
     places: tuple[Place, ...]
     budget: int
     room: int
+    propose_s: float = 0.0
 
 
 class _Watched:
@@ -50,12 +52,15 @@ class _Watched:
     def __init__(self, drafter: Drafter, longest: int) -> None:
         self._drafter, self._longest = drafter, longest
         self.drafts: list[Proposal] = []
+        self.seconds = 0.0
 
     def restart(self) -> None:
         self._drafter.restart()
 
     def propose(self, context: Context, count: int) -> Proposal:
+        started = now()
         self.drafts.append(self._drafter.propose(context, self._longest))
+        self.seconds += now() - started
         return NOTHING
 
     def observe(self, verdict: Verdict, verified: Verified) -> None:
@@ -77,7 +82,7 @@ def survey(
     room = session.cache.capacity - len(prompt) + 1
     tokens = [token for emitted in session.generate(prompt, budget) for token in emitted.tokens]
     places = tuple(_judge(proposal, tokens[at:]) for at, proposal in enumerate(watched.drafts))
-    return Surveyed(places, budget, room)
+    return Surveyed(places, budget, room, watched.seconds / len(places))
 
 
 def _judge(proposal: Proposal, text: Sequence[int]) -> Place:

@@ -89,18 +89,14 @@ def print_choice(bundle: str, found: Choice, profile: Profile) -> None:
 
 def print_recipes(rows: Sequence[Row], best: Row) -> None:
     title = "Drafter precision by tokens/s; the output is the same for all"
-    table = Table("drafter", "MB", "tokens/s", "chosen", "drafting", "with", "tokens a round", title=title)
+    table = Table(
+        "drafter", "MB", "best", "tokens a round", "tokens/s", "over plain", title=title, title_justify="left"
+    )
     for row in rows:
-        table.add_row(
-            row.recipe,
-            f"{row.drafter_bytes / 1e6:.2f}",
-            f"{row.tokens_per_s:,.0f}",
-            row.choice,
-            f"{row.drafted_tokens_per_s:,.0f}",
-            row.drafted,
-            f"{row.tokens_per_round:.2f}",
-            style="bold" if row == best else "",
-        )
+        style = "bold" if row == best else ""
+        shown = (f"{row.drafter_bytes / 1e6:.2f}", row.drafts, f"{row.tokens_per_round:.2f}")
+        table.add_row(row.recipe, *shown, f"{row.tokens_per_s:,.0f}", f"{row.gain:.2f}x", style=style)
     console = Console(width=None if Console().is_terminal else 150)
     console.print(table)
-    console.print(f"Best: export with --drafter-recipe {best.recipe}.")
+    off = "" if best.gain > 1 else " Plain decoding is faster than any."
+    console.print(f"Best: export with --drafter-recipe {best.recipe}.{off}")

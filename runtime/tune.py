@@ -6,8 +6,9 @@ choice is played on paper with that device's times. Domains weigh alike.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .benchmark import Task, fitted_lengths, open_cold, profile_of, survey_all
@@ -104,7 +105,7 @@ def choose(texts: Mapping[str, Texts], costs: Mapping[str, RoundCost]) -> Choice
 
 def tune(bundle: Path, task: Task, profile: Profile | None, advance: Progress) -> tuple[Choice, Profile]:
     """For a device, or for this one, which is measured then. Raises PocketdraftError for another bundle's profile."""
-    opened = open_cold(bundle, task.threads, task.prompts[0])
+    opened, here = open_cold(bundle, task.threads, task.prompts[0]), profile is None
     if profile is None:
         lengths = fitted_lengths(opened.manifest)
         ways = ways_of(opened.manifest, lengths)
@@ -119,6 +120,9 @@ def tune(bundle: Path, task: Task, profile: Profile | None, advance: Progress) -
     longest = min(costs["mtp"].longest, opened.manifest.graphs_of("verify")[-1].width - 1)
     texts = {drafter: survey_all(opened, task, drafter, longest, advance) for drafter in DRAFTERS}
     opened.engine.close()
+    if here:  # a device's own runtime searches in native code, which takes next to nothing
+        search_s = statistics.median(text.propose_s for found in texts["prompt_lookup"].values() for text in found)
+        costs["prompt_lookup"] = replace(costs["prompt_lookup"], drafting_s=search_s)
     return choose(texts, costs), profile
 
 

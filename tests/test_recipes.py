@@ -30,7 +30,7 @@ def test_the_fastest_wins_though_fewer_of_its_drafts_are_accepted():
 
 def test_where_drafting_does_not_pay_the_recipes_are_still_told_apart():
     rows = [rated(name, Choice(OFF, "", (drafting(gain),))) for name, gain in (("f32", 0.6), ("w8", 0.8), ("w4", 0.7))]
-    assert [one.choice for one in rows] == ["off"] * 3
+    assert max(one.gain for one in rows) < 1
     assert best(rows).recipe == "w8"
 
 
@@ -41,4 +41,4 @@ def test_of_equally_fast_ones_the_smaller_wins():
 
 def test_prompt_lookup_tells_nothing_of_a_drafter_s_precision():
     choice = Choice(OFF, "", (drafting(0.9, drafter="prompt_lookup"), drafting(0.5)))
-    assert rated("w8", choice).drafted_tokens_per_s == pytest.approx(50)
+    assert rated("w8", choice).tokens_per_s == pytest.approx(50)
