@@ -61,7 +61,9 @@ def bench(
     thorough = bool(chosen_lengths or rows or check or out)
     if thorough and len(bundles) > 1:
         raise PocketdraftError(f"{len(bundles)} bundles are given, --lengths, --batch, --check and --out take one.")
-    chosen = read_prompts(prompts or embedded_prompts(), per_domain)
+    chosen = (
+        standard_prompts(prompts, per_domain) if thorough else read_prompts(prompts or embedded_prompts(), per_domain)
+    )
     if thorough:
         from .benchmark import Task
 
@@ -90,7 +92,7 @@ def profile(
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     at_least(0, threads=threads)
     _count_by(clock, threads)
-    chosen = read_prompts(prompts or embedded_prompts(), per_domain)
+    chosen = standard_prompts(prompts, per_domain)
     with terminal.progress(quiet or as_json) as advance:
         found = take_profile(bundle, Task(chosen, max_tokens, threads), advance)
     write_profile(found, out)
@@ -133,7 +135,7 @@ def tune(
     at_least(0, threads=threads)
     _count_by(clock, threads)
     known = read_profile(device) if device else None
-    chosen = read_prompts(prompts or embedded_prompts(), per_domain)
+    chosen = standard_prompts(prompts, per_domain)
     if recipes:
         _compare_recipes(bundle, recipes.split(","), target, drafter, Task(chosen, max_tokens, threads), quiet, as_json)
         return
@@ -220,6 +222,14 @@ def _bench_lengths(bundle: Path, task: Task, parity: bool, out: Path | None, qui
     print(found.model_dump_json() if as_json else json.dumps(summary(found)))
     if found.identical is False:
         raise typer.Exit(1)
+
+
+def standard_prompts(own: Path | None, per_domain: int) -> list[Prompt]:
+    """The user's, or the embedded ones: code, English, Spanish and JSON, French and chat."""
+    from pocketdraft.export.tiny import MORE_PROMPTS_FILE
+
+    files = [own] if own else [embedded_prompts(), MORE_PROMPTS_FILE]
+    return [prompt for file in files for prompt in read_prompts(file, per_domain)]
 
 
 def embedded_prompts() -> Path:

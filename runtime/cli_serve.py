@@ -11,7 +11,8 @@ import typer
 
 from . import terminal
 from .errors import PocketdraftError
-from .options import Quiet, at_least, drafts_of
+from .manifest import read
+from .options import Quiet, at_least, start
 
 GRACE_S = 3  # what requests have to end when the server is told to
 
@@ -22,8 +23,10 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8080,
     public: Annotated[bool, typer.Option("--public", help="Let other machines in; nobody is asked for a key.")] = False,
     name: Annotated[str | None, typer.Option(help="The model's name; default: the bundle's folder.")] = None,
-    drafter: Annotated[str, typer.Option(help="mtp, mtp_tree, prompt_lookup or none.")] = "mtp",
-    drafts: Annotated[str, typer.Option(help="Drafts per round, or auto.")] = "4",
+    drafter: Annotated[
+        str | None, typer.Option(help="mtp, mtp_tree, prompt_lookup or none; default: as tuned, or mtp.")
+    ] = None,
+    drafts: Annotated[str | None, typer.Option(help="Drafts per round, or auto; default: as tuned, or 4.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest output; 0 is what the context holds.")] = 0,
     at_once: Annotated[int, typer.Option(help="Requests that take turns, each with a K/V cache.")] = 4,
     waiting: Annotated[int, typer.Option(help="Requests that may wait; more are told to come again.")] = 16,
@@ -33,7 +36,7 @@ def serve(
     """Serve a bundle to OpenAI's clients until Ctrl-C: /v1/completions, /v1/chat/completions, /v1/models."""
     at_least(0, port=port, max_tokens=max_tokens, waiting=waiting, threads=threads)
     at_least(1, at_once=at_once)
-    count = drafts_of(drafts)
+    start(None, drafter, drafts)  # refused before anything is opened
     loopback = _is_loopback(host)
     if not loopback and not public:
         raise PocketdraftError(
@@ -53,7 +56,7 @@ def serve(
         with terminal.progress(quiet) as advance:
             advance("Opening the bundle", 0, 1)
             named = name or bundle.resolve().name
-            model = open_model(bundle, named, threads, drafter, count if isinstance(count, int) else None, max_tokens)
+            model = open_model(bundle, named, threads, *start(read(bundle).tuned, drafter, drafts), max_tokens)
         hosts = frozenset({host.strip("[]"), "localhost", "127.0.0.1", "::1"}) if loopback else None
         app = make_app(model, Limits(at_once, waiting, hosts=hosts))
         place = f"[{host}]" if ":" in host else host

@@ -6,3 +6,4 @@ HERE = Path(__file__).parent
 TARGET_DIR = HERE / "target"
 DRAFTER_DIR = HERE / "drafter"
 PROMPTS_FILE = HERE / "prompts.jsonl"
+MORE_PROMPTS_FILE = HERE / "prompts_more.jsonl"  # of domains that the embedded pair was not trained on

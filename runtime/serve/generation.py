@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..chat_template import ChatTemplate, open_template
 from ..constraints import Grammar, Grammars, LogitBias, open_grammars
-from ..draft_length import Confident
+from ..draft_length import Confident, Drafts
 from ..drafters import default_rule
 from ..engine import Engine, open_engine
 from ..errors import PocketdraftError
@@ -33,7 +33,7 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Model:
-    """The bundle that is served and how it drafts; `drafts` None stops by confidence. `longest` bounds an output."""
+    """The bundle that is served and how it drafts. `longest` bounds an output."""
 
     name: str
     engine: Engine
@@ -42,15 +42,15 @@ class Model:
     template: ChatTemplate | None
     grammars: Grammars | None
     drafter: str
-    drafts: int | None
+    drafts: Drafts
     longest: int
 
 
-def open_model(bundle: Path, name: str, threads: int, drafter: str, drafts: int | None, longest: int) -> Model:
+def open_model(bundle: Path, name: str, threads: int, drafter: str, drafts: Drafts, longest: int) -> Model:
     """`longest` 0 is as much as the context holds. Raises PocketdraftError."""
     engine = open_engine(bundle, threads)
     manifest = engine.manifest
-    default_rule(drafter, timed=drafts is None)  # raises for a drafter that there is none of
+    default_rule(drafter, timed=isinstance(drafts, Confident))  # raises for a drafter that there is none of
     tokenizer = Tokenizer(bundle / TOKENIZER_NAME, manifest.tokens.bos)
     has_template = CHAT_TEMPLATE_NAME in manifest.files
     return Model(
@@ -119,9 +119,8 @@ def generate(model: Model, wanted: Wanted) -> Iterator[Piece]:
     first = _sampler(model, wanted)
     for choice in range(wanted.choices):
         sampler = first.sample(choice)
-        drafts = Confident() if model.drafts is None else model.drafts
         cache = model.target.fork(prompt) if choice + 1 < wanted.choices else prompt
-        session = open_session(model.engine, model.drafter, drafts, model.target, sampler, cache)
+        session = open_session(model.engine, model.drafter, model.drafts, model.target, sampler, cache)
         watched = None
         if wanted.top is not None:
             session.drafter = watched = Watched(session.drafter, sampler, wanted.top)
@@ -144,7 +143,8 @@ def _sampler(model: Model, wanted: Wanted) -> Sampler:
     processors: list[LogitsProcessor] = [] if wanted.bias is None else [wanted.bias]
     if wanted.grammar is not None:
         processors.append(wanted.grammar.after(len(wanted.prompt)))
-    return Sampler(wanted.sampling, default_rule(model.drafter, timed=model.drafts is None), tuple(processors))
+    rule = default_rule(model.drafter, timed=isinstance(model.drafts, Confident))
+    return Sampler(wanted.sampling, rule, tuple(processors))
 
 
 def _prompt(model: Model, request: Request) -> list[int]:

@@ -100,7 +100,7 @@ class Demo(val phone: Phone) {
         // A run's bundle that could not be opened has told why.
         val bundle = opened ?: if (run != null) return@work else throw PocketdraftError(phone.text(R.string.no_bundle))
         show { results = emptyList() }
-        val prompts = Prompt.parse(phone.asset("prompts.jsonl").lineSequence(), PROMPTS_PER_DOMAIN)
+        val prompts = Prompt.parse(phone.prompts(), PROMPTS_PER_DOMAIN)
         val bandwidth = memoryBandwidth(bundle.manifest, THREADS)
         val before = bundle.target.lookups to bundle.target.lookupsRun
         val found = Benchmark(bundle.target, bundle.tokenizer, prompts, bundle.measuredDrafts, BENCHMARK_TOKENS).run(::isStopped) { share, _ ->
@@ -125,7 +125,7 @@ class Demo(val phone: Phone) {
         val bundle = opened ?: throw PocketdraftError(phone.text(R.string.no_bundle))
         val folder = bundle.manifest.folder
         val file = File(folder, bundle.manifest.parts.getValue("target").file)
-        val prompts = Prompt.parse(phone.asset("prompts.jsonl").lineSequence(), PROMPTS_PER_DOMAIN)
+        val prompts = Prompt.parse(phone.prompts(), PROMPTS_PER_DOMAIN)
         show { forget() }
         bundle.close()
         try {

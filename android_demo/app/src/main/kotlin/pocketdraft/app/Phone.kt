@@ -32,6 +32,9 @@ class Phone(private val context: Context) {
 
     fun asset(name: String): String = context.assets.open(name).use { it.readBytes().decodeToString() }
 
+    /** The standard set, a prompt a line. */
+    fun prompts(): Sequence<String> = listOf("prompts.jsonl", "prompts_more.jsonl").asSequence().flatMap { asset(it).lineSequence() }
+
     fun text(id: Int, vararg values: Any): String = context.getString(id, *values)
 
     /** Bytes that can be used before Android ends other apps. */
