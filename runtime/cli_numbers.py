@@ -118,6 +118,7 @@ def tune(
     ] = None,
     target: Annotated[Path | None, typer.Option(help="The target checkpoint, for --recipes.")] = None,
     drafter: Annotated[Path | None, typer.Option(help="The drafter checkpoint, for --recipes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write what --recipes found there, for `report`.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -134,10 +135,17 @@ def tune(
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     at_least(0, threads=threads)
     _count_by(clock, threads)
+    if out and not recipes:
+        raise PocketdraftError(
+            f"--out is {out}, and no --recipes are there to write about; give some, or leave it out."
+        )
+    if out and not out.parent.is_dir():
+        raise PocketdraftError(f"--out is {out}, and {out.parent} is no folder; make it, or give another place.")
     known = read_profile(device) if device else None
     chosen = standard_prompts(prompts, per_domain)
     if recipes:
-        _compare_recipes(bundle, recipes.split(","), target, drafter, Task(chosen, max_tokens, threads), quiet, as_json)
+        task = Task(chosen, max_tokens, threads)
+        _compare_recipes(bundle, recipes.split(","), target, drafter, task, out, quiet, as_json)
         return
     with terminal.progress(quiet or as_json) as advance:
         found, used = choose(bundle, Task(chosen, max_tokens, threads), known, advance)
@@ -162,24 +170,28 @@ def _compare_recipes(
     target: Path | None,
     drafter: Path | None,
     task: Task,
+    out: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
     from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
     from pocketdraft.quantize.recipe import load
 
-    from .recipes import best, compare
+    from .recipes import compare
+    from .results import write_results
     from .tables import print_recipes
 
     for recipe in recipes:
         load(recipe)
     with terminal.progress(quiet or as_json) as advance:
         pair = (target or TARGET_DIR, drafter or DRAFTER_DIR)
-        rows = compare(bundle, recipes, pair, task, advance)
+        found = compare(bundle, recipes, pair, task, advance)
+    if out:
+        write_results(found, out)
     if as_json:
-        print(json.dumps({"best": best(rows).recipe, "recipes": [row.to_json() for row in rows]}))
+        print(found.model_dump_json())
     else:
-        print_recipes(rows, best(rows))
+        print_recipes(found)
 
 
 def _compare(

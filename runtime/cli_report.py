@@ -10,13 +10,13 @@ import typer
 
 from .options import Quiet, at_least
 from .profile import Profile, reported
-from .results import Imports, Results, read_results, write_results
+from .results import Imports, Precisions, Results, read_results, write_results
 
 Where = Literal["local", "ray"]
 
 
 def report(
-    results: Annotated[list[Path], typer.Argument(help="What `bench --out`, `profile` and `import` wrote.")],
+    results: Annotated[list[Path], typer.Argument(help="What bench, tune --recipes, profile and import wrote.")],
     out: Annotated[Path, typer.Option(help="The page; the same goes beside it as .md and .json.")] = Path(
         "report.html"
     ),
@@ -28,8 +28,12 @@ def report(
     from .sections import report as make
 
     found = [read_results(path) for path in results]
-    profiles = [one for one in found if isinstance(one, Profile)] + (reported() if public else [])
-    page = make([r for r in found if isinstance(r, Results)], [r for r in found if isinstance(r, Imports)], profiles)
+    page = make(
+        [one for one in found if isinstance(one, Results)],
+        [one for one in found if isinstance(one, Imports)],
+        [one for one in found if isinstance(one, Profile)] + (reported() if public else []),
+        [one for one in found if isinstance(one, Precisions)],
+    )
     for path in page.write(out):
         print(path)
 

@@ -6,50 +6,43 @@ same target is exported with the drafter in each recipe, each bundle is tuned as
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from . import host
 from .benchmark import Task
 from .cost import RoundCost
 from .errors import PocketdraftError
 from .lengths import Progress
 from .manifest import MANIFEST_NAME, Manifest, read
+from .results import DrafterRecipe, Precisions
 from .tune import OFF, Candidate, Choice, tune
 
 
-@dataclass(frozen=True)
-class Row:
-    """A drafter's recipe and the best that it can do: `gain` is over plain decoding, and less than 1 where it is better
-    left off. `tokens_per_s` are those of drafting."""
-
-    recipe: str
-    drafter_bytes: int
-    gain: float
-    tokens_per_s: float
-    drafts: str
-    tokens_per_round: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def row(recipe: str, manifest: Manifest, choice: Choice, plain_s: float) -> Row:
+def row(recipe: str, manifest: Manifest, choice: Choice, plain_s: float) -> DrafterRecipe:
     """`plain_s` is what plain decoding takes for a token. Other drafters tell nothing of this one's precision."""
     drafted: Candidate = max(
         (one for one in choice.candidates if one.drafter == "mtp"), key=lambda one: one.gain, default=OFF
     )
     size = manifest.parts["drafter"].size
-    return Row(recipe, size, drafted.gain, drafted.gain / plain_s, drafted.name, drafted.tokens)
+    return DrafterRecipe(
+        recipe=recipe,
+        drafter_bytes=size,
+        gain=drafted.gain,
+        tokens_per_s=drafted.gain / plain_s,
+        drafts=drafted.name,
+        tokens_per_round=drafted.tokens,
+    )
 
 
-def best(rows: Sequence[Row]) -> Row:
+def best(rows: Sequence[DrafterRecipe]) -> DrafterRecipe:
     """The most gain, as the target is the same; of equals the smaller."""
     return max(rows, key=lambda one: (round(one.gain, 3), -one.drafter_bytes))
 
 
-def compare(bundle: Path, recipes: Sequence[str], pair: tuple[Path, Path], task: Task, advance: Progress) -> list[Row]:
+def compare(bundle: Path, recipes: Sequence[str], pair: tuple[Path, Path], task: Task, advance: Progress) -> Precisions:
     """Bundles come to lie beside `bundle`, in a folder of its name and `.recipes`, and are kept: started again, what
     was exported is not exported again. Raises PocketdraftError."""
     folder = bundle.resolve().with_name(f"{bundle.resolve().name}.recipes")
@@ -61,7 +54,14 @@ def compare(bundle: Path, recipes: Sequence[str], pair: tuple[Path, Path], task:
             _export(read(bundle), recipe, pair, out, advance)
         choice, profile = tune(out, task, None, advance)
         rows.append(row(recipe, read(out), choice, RoundCost.of(profile).seconds(0)))
-    return rows
+    return Precisions(
+        date=datetime.date.today().isoformat(),
+        bundle=bundle.resolve().name,
+        backend=read(bundle).backend,
+        device=host.describe(),
+        best=best(rows).recipe,
+        recipes=tuple(rows),
+    )
 
 
 def _export(manifest: Manifest, recipe: str, pair: tuple[Path, Path], out: Path, advance: Progress) -> None:

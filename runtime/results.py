@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -166,13 +166,45 @@ class Imports(_Frozen):
         return self.model_dump_json(indent=1) + "\n"
 
 
-def read_results(path: Path) -> Results | Imports | Profile:
-    """Results of a bench, an import, or a device profile. Raises PocketdraftError for anything else."""
+class DrafterRecipe(_Frozen):
+    """A drafter's recipe and the best that it can do: `gain` is over plain decoding, and less than 1 where it is better
+    left off. `tokens_per_s` are those of drafting."""
+
+    recipe: str
+    drafter_bytes: int
+    gain: float
+    tokens_per_s: float
+    drafts: str
+    tokens_per_round: float
+
+
+class Precisions(_Frozen):
+    """What `tune --recipes` found: the same target, its drafter in several recipes, the same output."""
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["precisions"] = "precisions"
+    date: str
+    bundle: str
+    backend: str
+    device: DeviceInfo
+    best: str
+    recipes: tuple[DrafterRecipe, ...]
+
+    def dump(self) -> str:
+        return self.model_dump_json(indent=1) + "\n"
+
+
+Written: TypeAlias = Results | Imports | Precisions
+
+
+def read_results(path: Path) -> Written | Profile:
+    """Results of a bench or of `tune --recipes`, an import, or a device profile. Raises PocketdraftError for others."""
     if not path.is_file():
         raise PocketdraftError(f"There is no file {path}; write one with `pocketdraft bench BUNDLE --out {path.name}`.")
-    kinds: dict[str | None, type[Results] | type[Imports] | type[Profile]] = {
+    kinds: dict[str | None, type[Written] | type[Profile]] = {
         "bench": Results,
         "imports": Imports,
+        "precisions": Precisions,
         None: Profile,
     }
     try:
@@ -187,6 +219,6 @@ def read_results(path: Path) -> Results | Imports | Profile:
         raise PocketdraftError(f"{path} is no result of a bench, {at}; run `pocketdraft bench` again.") from error
 
 
-def write_results(found: Results | Imports, path: Path) -> None:
+def write_results(found: Written, path: Path) -> None:
     """Whole or not at all."""
     write_whole(path, found.dump())

@@ -13,13 +13,18 @@ from .figures import median_error
 from .others import imported, reported
 from .pages import Figure, Report, Section, Table
 from .profile import Profile
-from .results import ALL, Imports, Point, Results
+from .results import ALL, Imports, Point, Precisions, Results
 from .stats import RoundPart
 
 PARTS: tuple[RoundPart, ...] = ("draft", "verify", "sampling", "host")
 
 
-def report(results: Sequence[Results], imports: Sequence[Imports], profiles: Sequence[Profile]) -> Report:
+def report(
+    results: Sequence[Results],
+    imports: Sequence[Imports],
+    profiles: Sequence[Profile],
+    precisions: Sequence[Precisions] = (),
+) -> Report:
     """Of any number of bundles; what others measured or reported stands at the end, in a table of its own."""
     sections: list[Section] = []
     for found in results:
@@ -28,6 +33,7 @@ def report(results: Sequence[Results], imports: Sequence[Imports], profiles: Seq
             sections.append(_predictions(found))
     if results:
         sections.append(_bundles(results))
+    sections += [_precisions(found) for found in precisions]
     if imports:
         rows = [row for one in imports for row in one.rows]
         sections.append(Section("Other programs", "As they measured themselves.", tables=(imported(rows),)))
@@ -39,7 +45,7 @@ def report(results: Sequence[Results], imports: Sequence[Imports], profiles: Seq
     if first:
         counted = "by processor time" if first.clock == "cpu" else "by the wall's clock"
         subtitle = f"{first.date}, {first.device.soc or first.device.name}, {_threads(first)}, {counted}"
-    raw = [one.model_dump(mode="json") for one in (*results, *imports, *profiles)]
+    raw = [one.model_dump(mode="json") for one in (*results, *precisions, *imports, *profiles)]
     return Report(title, subtitle, sections, raw)
 
 
@@ -232,6 +238,26 @@ def _predictions(found: Results) -> Section:
     table = Table("Predicted and measured tokens/s", ("drafts", "domain", "", "predicted", "measured", "error"), rows)
     text = f"Median error on what was not used to fit: {median_error(found.predictions):.1%}."
     return Section("Predictions", text, tables=(table,))
+
+
+def _precisions(found: Precisions) -> Section:
+    rows = tuple(
+        (
+            one.recipe,
+            f"{one.drafter_bytes / 1e6:.2f}",
+            one.drafts,
+            f"{one.tokens_per_round:.2f}",
+            f"{one.tokens_per_s:,.0f}",
+            f"{one.gain:.2f}",
+        )
+        for one in found.recipes
+    )
+    columns = ("drafter", "MB", "best", "tokens a round", "tokens/s", "over plain")
+    text = (
+        f"The same target of {found.bundle} ({found.backend}), and so the same output, with its drafter in several "
+        f"recipes. By tokens/s {found.best} is best; a recipe with less error that is slower is not."
+    )
+    return Section("Drafter precision", text, tables=(Table("Drafter precision", columns, rows, open=True),))
 
 
 def _bundles(results: Sequence[Results]) -> Section:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Console
 from rich.table import Table
 
 from .figures import median_error
 from .profile import Profile
-from .recipes import Row
-from .results import ALL, Results
+from .results import ALL, Precisions, Results
 from .tune import Choice
 
 SHOWN = 6  # candidates of a choice
@@ -87,16 +84,16 @@ def print_choice(bundle: str, found: Choice, profile: Profile) -> None:
         console.print(f"It loses on {domain}: {gain:.2f}x.")
 
 
-def print_recipes(rows: Sequence[Row], best: Row) -> None:
+def print_recipes(found: Precisions) -> None:
     title = "Drafter precision by tokens/s; the output is the same for all"
     table = Table(
         "drafter", "MB", "best", "tokens a round", "tokens/s", "over plain", title=title, title_justify="left"
     )
-    for row in rows:
-        style = "bold" if row == best else ""
+    for row in found.recipes:
+        style = "bold" if row.recipe == found.best else ""
         shown = (f"{row.drafter_bytes / 1e6:.2f}", row.drafts, f"{row.tokens_per_round:.2f}")
         table.add_row(row.recipe, *shown, f"{row.tokens_per_s:,.0f}", f"{row.gain:.2f}x", style=style)
     console = Console(width=None if Console().is_terminal else 150)
     console.print(table)
-    off = "" if best.gain > 1 else " Plain decoding is faster than any."
-    console.print(f"Best: export with --drafter-recipe {best.recipe}.{off}")
+    off = "" if max(row.gain for row in found.recipes) > 1 else " Plain decoding is faster than any."
+    console.print(f"Best: export with --drafter-recipe {found.best}.{off}")

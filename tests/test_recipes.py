@@ -6,7 +6,10 @@ import pytest
 from scripted import scripted_manifest
 
 from pocketdraft.runtime.manifest import Part
-from pocketdraft.runtime.recipes import Row, best, row
+from pocketdraft.runtime.profile import DeviceInfo
+from pocketdraft.runtime.recipes import best, row
+from pocketdraft.runtime.results import DrafterRecipe, Precisions, read_results, write_results
+from pocketdraft.runtime.sections import report
 from pocketdraft.runtime.tune import OFF, Candidate, Choice
 
 
@@ -14,7 +17,7 @@ def drafting(gain: float, tokens: float = 2.0, drafter: str = "mtp") -> Candidat
     return Candidate(drafter, 2, None, gain, {"code": gain}, tokens, tokens / gain)
 
 
-def rated(recipe: str, choice: Choice, size: int = 10) -> Row:
+def rated(recipe: str, choice: Choice, size: int = 10) -> DrafterRecipe:
     manifest = scripted_manifest()
     parts = dict(manifest.parts) | {"drafter": Part(file="model.litertlm", offset=0, size=size)}
     return row(recipe, manifest.model_copy(update={"parts": parts}), choice, plain_s=0.01)
@@ -42,3 +45,15 @@ def test_of_equally_fast_ones_the_smaller_wins():
 def test_prompt_lookup_tells_nothing_of_a_drafter_s_precision():
     choice = Choice(OFF, "", (drafting(0.9, drafter="prompt_lookup"), drafting(0.5)))
     assert rated("w8", choice).tokens_per_s == pytest.approx(50)
+
+
+def test_the_finding_is_written_and_stands_in_the_report(tmp_path):
+    rows = (rated("f32", Choice(OFF, "", (drafting(0.6),))), rated("w4", Choice(OFF, "", (drafting(0.7),))))
+    device = DeviceInfo(name="phone")
+    found = Precisions(date="", bundle="b", backend="litert", device=device, best=best(rows).recipe, recipes=rows)
+    write_results(found, tmp_path / "found.json")
+    assert read_results(tmp_path / "found.json") == found
+    page = report([], [], [], [found])
+    page.write(tmp_path / "report.html")
+    assert "By tokens/s w4 is best" in (tmp_path / "report.html").read_text()
+    assert "| w4 " in (tmp_path / "report.md").read_text()
