@@ -22,8 +22,10 @@ import pytest
 import shims
 
 from pocketdraft.export.tiny import PROMPTS_FILE
+from pocketdraft.runtime.cost import RoundCost
 from pocketdraft.runtime.engine import open_engine
-from pocketdraft.runtime.manifest import Backend
+from pocketdraft.runtime.manifest import Backend, read
+from pocketdraft.runtime.profile import files_digest, read_profile
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target
@@ -118,6 +120,23 @@ def test_tokens_are_python_s(make_trained_bundle, machine, classpath, ours, back
     assert found["mtp rounds"] < found["none rounds"] / 2
     if recipe == "f32":
         assert found["none"] == tokens
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_app_s_benchmark_gives_a_profile_that_tune_takes(
+    make_trained_bundle, machine, classpath, backend, tmp_path
+):
+    bundle = make_trained_bundle("f32", backend)
+    job = {"bundle": str(bundle), "prompts": str(PROMPTS_FILE), "drafts": 4, "tokens": 24}
+    output = java(host, classpath, "pocketdraft.engines.MeasureKt", stdin=json.dumps(job))
+    (tmp_path / "phone.json").write_text(output.splitlines()[-1])
+    profile, manifest = read_profile(tmp_path / "phone.json"), read(bundle)
+    assert profile.bundle_sha256 == files_digest(manifest)
+    assert {timing.name for timing in profile.graphs} == {graph.name for graph in manifest.graphs}
+    assert {speed.note for speed in profile.speeds} == {"code", "en", "es", "json"}  # no word of other tokens
+    cost = RoundCost.of(profile)
+    assert cost.longest == 4
+    assert 0 < cost.seconds(0) < cost.seconds(4) < 1
 
 
 def test_engines_share_kv_and_refuse_what_is_wrong(make_trained_bundle, machine, classpath):
