@@ -122,10 +122,9 @@ def test_tokens_are_python_s(make_trained_bundle, machine, classpath, ours, back
         assert found["none"] == tokens
 
 
+@pytest.mark.android
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_app_s_benchmark_gives_a_profile_that_tune_takes(
-    make_trained_bundle, machine, classpath, backend, tmp_path
-):
+def test_the_app_s_benchmark_gives_a_profile_for_tune(make_trained_bundle, host, classpath, backend, tmp_path):
     bundle = make_trained_bundle("f32", backend)
     job = {"bundle": str(bundle), "prompts": str(PROMPTS_FILE), "drafts": 4, "tokens": 24}
     output = java(host, classpath, "pocketdraft.engines.MeasureKt", stdin=json.dumps(job))
