@@ -29,7 +29,8 @@ from .target import Target
 from .text import Tokenizer
 
 DrafterName = Annotated[
-    str | None, typer.Option("--drafter", help="mtp, mtp_tree, prompt_lookup or none; default: as tuned, or mtp.")
+    str | None,
+    typer.Option("--drafter", help="mtp, mtp_tree, prompt_lookup, hybrid or none; default: as tuned, or mtp."),
 ]
 DraftsPerRound = Annotated[
     str | None,

@@ -24,7 +24,7 @@ def serve(
     public: Annotated[bool, typer.Option("--public", help="Let other machines in; nobody is asked for a key.")] = False,
     name: Annotated[str | None, typer.Option(help="The model's name; default: the bundle's folder.")] = None,
     drafter: Annotated[
-        str | None, typer.Option(help="mtp, mtp_tree, prompt_lookup or none; default: as tuned, or mtp.")
+        str | None, typer.Option(help="mtp, mtp_tree, prompt_lookup, hybrid or none; default: as tuned, or mtp.")
     ] = None,
     drafts: Annotated[str | None, typer.Option(help="Drafts per round, or auto; default: as tuned, or 4.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest output; 0 is what the context holds.")] = 0,

@@ -39,7 +39,7 @@ def test_a_misspelt_name_is_answered_with_the_near_one():
 
 
 def test_a_name_that_resembles_none_is_answered_with_all_of_them():
-    with pytest.raises(PocketdraftError, match="there are mtp, mtp_tree, none, prompt_lookup"):
+    with pytest.raises(PocketdraftError, match="there are hybrid, mtp, mtp_tree, none, prompt_lookup"):
         make("xyz")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
@@ -17,15 +19,20 @@ class PromptLookup:
     def restart(self) -> None: ...
 
     def propose(self, context: Context, count: int) -> Proposal:
-        tokens = context.tokens
-        for length in range(min(LONGEST_MATCH, len(tokens) - 1), 0, -1):
-            key = tokens[-length:]
-            for start in range(len(tokens) - length - 1, -1, -1):
-                if tokens[start : start + length] == key:
-                    return Proposal.chain(tokens[start + length : start + length + max(count, 0)])
-        return NOTHING
+        found, _ = look_up(context.tokens, count)
+        return Proposal.chain(found) if found else NOTHING
 
     def observe(self, verdict: Verdict, verified: Verified) -> None: ...
+
+
+def look_up(tokens: Sequence[int], count: int) -> tuple[list[int], int]:
+    """At most `count` tokens that followed the last ones before, and how many of those they followed."""
+    for length in range(min(LONGEST_MATCH, len(tokens) - 1), 0, -1):
+        key = tokens[-length:]
+        for start in range(len(tokens) - length - 1, -1, -1):
+            if tokens[start : start + length] == key:
+                return list(tokens[start + length : start + length + max(count, 0)]), length
+    return [], 0
 
 
 def make(target: Target, cache: Cache, sampler: Sampler, early_stop: EarlyStop | None) -> PromptLookup:

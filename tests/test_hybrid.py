@@ -1,0 +1,62 @@
+"""Lookup or MTP, round by round. That either gives plain decoding's text is tested beside the other drafters."""
+
+from __future__ import annotations
+
+import pytest
+import scripted
+from scripted import ScriptedEngine, scripted_manifest
+
+from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.sampler import Sampler
+from pocketdraft.runtime.sampling import Sampling
+from pocketdraft.runtime.session import Session, open_session
+
+BUDGET = 120
+
+
+def run(monkeypatch, drafter: str, period: int | None, mtp_right: bool) -> tuple[list[int], Session, ScriptedEngine]:
+    """A target that says the same `period` tokens again and again, or nothing twice; a drafter right or wrong."""
+    told = scripted.next_token
+
+    def next_token(tokens, salt="target"):
+        return len(tokens) % period if period else told(tokens, salt)
+
+    monkeypatch.setattr(scripted, "next_token", next_token)
+
+    class Engine(ScriptedEngine):
+        def _draft(self, inputs, cache):
+            outputs = super()._draft(inputs, cache)
+            if not mtp_right:
+                outputs["logits"] = outputs["logits"][..., ::-1].copy()
+            return outputs
+
+    engine = Engine(scripted_manifest(200), wrong_half=False)
+    session = open_session(engine, drafter, 4)
+    tokens = [token for emitted in session.generate([1, 2, 3], BUDGET) for token in emitted.tokens]
+    session.stats.check()
+    return tokens, session, engine
+
+
+def test_text_that_repeats_is_looked_up_where_mtp_is_wrong(monkeypatch):
+    plain, _, _ = run(monkeypatch, "none", 7, mtp_right=False)
+    tokens, session, engine = run(monkeypatch, "hybrid", 7, mtp_right=False)
+    assert tokens == plain
+    assert session.stats.accepted_per_round > 2.5
+    _, alone, every = run(monkeypatch, "mtp", 7, mtp_right=False)
+    assert alone.stats.accepted < 0.2 * session.stats.accepted
+    assert engine.calls.count("mtp_drafter") < 0.2 * every.calls.count("mtp_drafter")
+
+
+def test_text_that_does_not_repeat_is_left_to_mtp(monkeypatch):
+    plain, _, _ = run(monkeypatch, "none", None, mtp_right=True)
+    tokens, session, _ = run(monkeypatch, "hybrid", None, mtp_right=True)
+    assert tokens == plain
+    assert session.stats.accepted_per_round > 3
+    _, lookup, _ = run(monkeypatch, "prompt_lookup", None, mtp_right=True)
+    assert lookup.stats.accepted_per_round < 0.5
+
+
+def test_rejection_is_refused_as_its_text_would_depend_on_times():
+    sampler = Sampler(Sampling(temperature=1.0), "rejection")
+    with pytest.raises(PocketdraftError, match="hybrid chooses by measured times"):
+        open_session(ScriptedEngine(scripted_manifest()), "hybrid", 4, sampler=sampler)
