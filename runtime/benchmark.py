@@ -22,7 +22,7 @@ from .lengths import PLAIN, Measured, Progress, Runs, Way, measure, measure_batc
 from .manifest import Manifest
 from .profile import Profile, Speed
 from .prompts import Prompt
-from .results import ALL, FirstToken, Parity, Results
+from .results import ALL, FirstToken, Parity, Point, Results
 from .sampler import GREEDY, Sampler
 from .sampling import Sampling
 from .session import open_session
@@ -81,11 +81,17 @@ def fitted_lengths(manifest: Manifest) -> list[int]:
 def take_profile(bundle: Path, task: Task, advance: Progress) -> Profile:
     """Of this machine, with nothing but what a profile takes."""
     opened = open_cold(bundle, task.threads, task.prompts[0])
+    profile = measured_profile(opened, task, advance)
+    opened.engine.close()
+    return profile
+
+
+def measured_profile(opened: Opened, task: Task, advance: Progress) -> Profile:
+    """Of this machine: one draft length for each graph."""
     lengths = fitted_lengths(opened.manifest)
     ways = ways_of(opened.manifest, lengths)
     found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance)
-    opened.engine.close()
-    return profile_of(found, opened.manifest, task, lengths)
+    return profile_of(found, points(found.runs), opened.manifest, task, lengths, host.memory_bandwidth(task.threads))
 
 
 def benchmark(
@@ -117,8 +123,8 @@ def benchmark(
     found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance, table)
     fitted = [length for length in fitted_lengths(manifest) if length in found.timings.texts]
     whole = len(fitted) == len(fitted_lengths(manifest))
-    profile = profile_of(found, manifest, task, fitted) if whole else None
-    many = points(found.runs)
+    many, bandwidth = points(found.runs), host.memory_bandwidth(task.threads)
+    profile = profile_of(found, many, manifest, task, fitted, bandwidth) if whole else None
     for rows in task.batches:
         if rows > 1:
             advance(f"{rows} rows", 0, 1)
@@ -147,7 +153,7 @@ def benchmark(
             cold_s=opened.cold_s, opened_s=opened.opened_s, warm_s=statistics.median(found.first_token_s)
         ),
         peak_memory_bytes=host.peak_memory(),
-        read=read_limit(manifest, host.memory_bandwidth(task.threads), filled + task.max_tokens // 2),
+        read=read_limit(manifest, bandwidth, filled + task.max_tokens // 2),
         predictions=tuple(predicted),
         parity=_parity(opened, task, rungs_of) if rungs_of else None,
         profile=profile,
@@ -186,7 +192,10 @@ def _parity(opened: Opened, task: Task, rungs_of: Callable[[Manifest], Rungs | N
     return Parity(max_error=found.max_error, argmax_agreement=found.argmax_agreement, kl=found.kl)
 
 
-def profile_of(found: Measured, manifest: Manifest, task: Task, lengths: Sequence[int]) -> Profile:
+def profile_of(
+    found: Measured, figures: Sequence[Point], manifest: Manifest, task: Task, lengths: Sequence[int], bandwidth: float
+) -> Profile:
+    """`figures` are those of all the runs found, `bandwidth` is this machine's in bytes/s."""
     speeds = [
         Speed(
             model=manifest.source.target,
@@ -197,10 +206,10 @@ def profile_of(found: Measured, manifest: Manifest, task: Task, lengths: Sequenc
             ratio=point.ratio.value if point.ratio else 1.0,
             acceptance_by_position=point.acceptance,
         )
-        for point in points(found.runs)
+        for point in figures
         if point.domain == ALL and isinstance(point.drafts, int) and point.drafts in lengths
     ]
-    return found.timings.profile(manifest, task.threads, lengths, host.memory_bandwidth(task.threads), speeds)
+    return found.timings.profile(manifest, task.threads, lengths, bandwidth, speeds)
 
 
 def _batch(opened: Opened, task: Task, ways: Sequence[Way], rows: int) -> dict[str, dict[Way, Runs]]:

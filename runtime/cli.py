@@ -19,6 +19,7 @@ from .cli_run import chat, run
 from .cli_serve import serve
 from .engine import open_engine
 from .errors import PocketdraftError
+from .files import require_folder
 from .manifest import open_bundle
 from .options import Bundle, DrafterLora, Json, Lora, Quiet, Threads, at_least
 from .prompts import read_prompts
@@ -120,10 +121,7 @@ def push(
     from .push import push as send
 
     with terminal.progress(quiet or as_json) as advance:
-        try:
-            found = send(bundle, serial, advance)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+        found = send(bundle, serial, advance)
     if as_json:
         print(json.dumps({"place": found.place, "bytes": found.size, "sent": found.sent}))
     else:
@@ -142,13 +140,9 @@ def phone_bench(
     from .phone_bench import phone_bench as measure
     from .profile import write_profile
 
-    if not out.parent.is_dir():
-        raise PocketdraftError(f"There is no folder {out.parent} for {out.name}; make it, or give another --out.")
+    require_folder(out)
     with terminal.progress(quiet or as_json) as advance:
-        try:
-            profile = measure(bundle, serial, advance)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+        profile = measure(bundle, serial, advance)
     write_profile(profile, out)
     if as_json:
         print(profile.dump(), end="")

@@ -14,6 +14,7 @@ from .cli_checks import rungs
 from .clock import Clock
 from .clock import use as use_clock
 from .errors import PocketdraftError
+from .files import require_folder
 from .manifest import sha256
 from .options import Bundle, Json, Quiet, Threads, at_least, lengths, numbers
 from .prompts import Prompt, read_prompts
@@ -56,8 +57,8 @@ def bench(
     _count_by(clock, threads)
     chosen_lengths = lengths("--lengths", draft_lengths) if draft_lengths else None
     rows = numbers("--batch", batch) if batch else ()
-    if out and not out.parent.is_dir():
-        raise PocketdraftError(f"--out is {out}, and {out.parent} is no folder; make it, or give another place.")
+    if out:
+        require_folder(out)
     thorough = bool(chosen_lengths or rows or check or out)
     if thorough and len(bundles) > 1:
         raise PocketdraftError(f"{len(bundles)} bundles are given, --lengths, --batch, --check and --out take one.")
@@ -139,8 +140,8 @@ def tune(
         raise PocketdraftError(
             f"--out is {out}, and no --recipes are there to write about; give some, or leave it out."
         )
-    if out and not out.parent.is_dir():
-        raise PocketdraftError(f"--out is {out}, and {out.parent} is no folder; make it, or give another place.")
+    if out:
+        require_folder(out)
     known = read_profile(device) if device else None
     chosen = standard_prompts(prompts, per_domain)
     if recipes:

@@ -29,6 +29,13 @@ class EarlyStop(Protocol):
         """Whether to stop at the drafts made so far, given the probability that the drafter gave each."""
 
 
+class Never:
+    """An early stop that asks how sure the drafter is, and lets it go on."""
+
+    def enough(self, confidences: Sequence[float]) -> bool:
+        return False
+
+
 @dataclass(frozen=True)
 class Fixed:
     drafts: int

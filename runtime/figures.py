@@ -132,12 +132,9 @@ def summary(found: Results) -> dict[str, float | str | bool | None]:
 
 
 def read_limit(manifest: Manifest, bandwidth: float, filled: int) -> Read:
-    """`filled` slots of K/V are read for each token; rings hold no more than they have slots."""
+    """`filled` positions' K/V is read for each token."""
     target, drafter = manifest.parts["target"], manifest.parts["drafter"]
-    kv = sum(
-        2 * layer.heads * layer.head_dim * min(filled, layer.slots or filled) * (1 if layer.steps else 4)
-        for layer in manifest.kv
-    )
+    kv = manifest.kv_bytes_of(filled)
     return Read(
         target_bytes=target.size,
         drafter_bytes=drafter.size,

@@ -6,6 +6,14 @@ import os
 import tempfile
 from pathlib import Path
 
+from .errors import PocketdraftError
+
+
+def require_folder(out: Path) -> None:
+    """Asked before long work. Raises PocketdraftError where there is no folder to write `out` to."""
+    if not out.parent.is_dir():
+        raise PocketdraftError(f"--out is {out}, and {out.parent} is no folder; make it, or give another place.")
+
 
 def write_whole(path: Path, text: str) -> None:
     """Writes UTF-8 beside `path` and renames it: whoever reads sees the old file or the new one. Raises OSError."""

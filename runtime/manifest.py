@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
-from .errors import PocketdraftError
+from .errors import PocketdraftError, first_fault
 
 FORMAT_VERSION = 1
 PRESENT = "present."  # before the name of K/V that an ONNX graph gives back: an output cannot be called as an input
@@ -201,8 +201,12 @@ class Manifest(_Frozen):
     @property
     def kv_bytes(self) -> int:
         """Of one sequence's K/V."""
+        return self.kv_bytes_of(self.context_length)
+
+    def kv_bytes_of(self, filled: int) -> int:
+        """Of the K/V of so many positions; rings hold no more than they have slots."""
         return sum(
-            2 * layer.heads * layer.head_dim * (layer.slots or self.context_length) * (1 if layer.steps else 4)
+            2 * layer.heads * layer.head_dim * min(filled, layer.slots or filled) * (1 if layer.steps else 4)
             for layer in self.kv
         )
 
@@ -226,9 +230,7 @@ def read(folder: Path) -> Manifest:
             )
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"]) or "the top level"
-        raise PocketdraftError(f"{path} is damaged at {where} ({first['msg']}); export the bundle again.") from error
+        raise PocketdraftError(f"{path} is damaged at {first_fault(error)}; export the bundle again.") from error
     for name in manifest.files:
         _inside(folder, name)
     _check_consistency(path, manifest)

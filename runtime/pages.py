@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from .errors import PocketdraftError
-from .files import write_whole
+from .files import require_folder, write_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -108,8 +108,7 @@ class Report:
         """The page, and beside it the same as .md and .json. Raises PocketdraftError for a name that is no page's."""
         if page.suffix != ".html":
             raise PocketdraftError(f"--out is {page}, the report is a page; give {page.with_suffix('.html').name}.")
-        if not page.parent.is_dir():
-            raise PocketdraftError(f"--out is {page}, and {page.parent} is no folder; make it, or give another place.")
+        require_folder(page)
         texts = {page: self.html(), page.with_suffix(".md"): self.markdown(), page.with_suffix(".json"): self.json()}
         for path, text in texts.items():
             write_whole(path, text)

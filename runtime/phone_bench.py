@@ -10,25 +10,22 @@ import json
 import secrets
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from .adb import Phone
-from .errors import PocketdraftError
+from .errors import PocketdraftError, first_fault
 from .manifest import MANIFEST_NAME, Manifest, read, sha256
 from .profile import Profile, files_digest
-from .push import PLACE
+from .push import PLACE, Progress
 
 APP = "dev.pocketdraft.demo"
 ACTIVITY = f"{APP}/pocketdraft.app.MainActivity"
 RESULTS = f"/sdcard/Android/data/{APP}/files/results"
 POLL_S = 2.0
 SILENT_S = 600.0  # a prompt on a slow phone, and then some
-# (what is being done, percent so far, 100)
-Progress = Callable[[str, int, int], None]
 
 
 def phone_bench(bundle: Path, serial: str | None, progress: Progress) -> Profile:
@@ -82,10 +79,8 @@ def _profile(text: str, manifest: Manifest) -> Profile:
     try:
         profile = Profile.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the top level"
         raise PocketdraftError(
-            f"The app's profile is damaged at {where} ({first['msg']}); install this pocketdraft's demo, start again."
+            f"The app's profile is damaged at {first_fault(error)}; install this pocketdraft's demo, start again."
         ) from error
     if profile.bundle_sha256 != files_digest(manifest):
         raise PocketdraftError("The app measured another bundle than this one; push this one and start again.")

@@ -50,7 +50,7 @@ from pydantic import (
     model_validator,
 )
 
-from .errors import PocketdraftError
+from .errors import PocketdraftError, first_fault
 from .files import write_whole
 from .manifest import Backend, Manifest, Role
 
@@ -165,10 +165,8 @@ def read_profile(path: Path) -> Profile:
     try:
         profile = Profile.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"]) or "the top level"
         raise PocketdraftError(
-            f"{path} is no device profile, at {where} ({first['msg']}); take one with `pocketdraft profile BUNDLE`."
+            f"{path} is no device profile, at {first_fault(error)}; take one with `pocketdraft profile BUNDLE`."
         ) from error
     if profile.format_version != FORMAT_VERSION:
         raise PocketdraftError(

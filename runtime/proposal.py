@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .noise import Probabilities
 
@@ -31,7 +32,7 @@ class Proposal:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
+    @cached_property
     def is_chain(self) -> bool:
         return self.parents == tuple(range(-1, len(self) - 1))
 

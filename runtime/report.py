@@ -14,6 +14,7 @@ from rich.table import Table
 from .bench import DomainBench
 from .compare import BundleBench
 from .manifest import DELEGATION_NAME, ERRORS_NAME, Manifest
+from .terminal import table_console
 from .validate import Check, Validation
 
 WORST_SHOWN = 8
@@ -101,8 +102,7 @@ def print_comparison(found: Sequence[BundleBench]) -> None:
             "yes" if bench.identical else "[bold red]NO[/]",
             {"pass": "yes", "fail": "[bold red]NO[/]"}.get(bench.litert_lm.outcome, "-"),
         )
-    # Wide enough for a log, where there is no terminal to ask.
-    Console(width=None if Console().is_terminal else 150).print(table)
+    table_console().print(table)
 
 
 def print_bench(domains: dict[str, DomainBench], litert_lm: Check, drafts: int, threads: int) -> None:

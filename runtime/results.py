@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .clock import Clock
-from .errors import PocketdraftError
+from .errors import PocketdraftError, first_fault
 from .files import write_whole
 from .profile import DeviceInfo, Profile
 from .stats import RoundPart
@@ -214,8 +214,7 @@ def read_results(path: Path) -> Written | Profile:
             raise PocketdraftError(f"{path} is no result, its kind is {kind!r}; give what `bench --out` wrote.")
         return kinds[kind].model_validate(content)
     except (ValueError, ValidationError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        at = f"at {'.'.join(map(str, first['loc'])) or 'the top level'} ({first['msg']})" if first else f"({error})"
+        at = f"at {first_fault(error)}" if isinstance(error, ValidationError) else f"({error})"
         raise PocketdraftError(f"{path} is no result of a bench, {at}; run `pocketdraft bench` again.") from error
 
 

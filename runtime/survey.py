@@ -17,7 +17,7 @@ from .accept import Verdict
 from .clock import now
 from .context import Context, Emitted
 from .cost import RoundCost
-from .draft_length import DraftLength, EarlyStop
+from .draft_length import DraftLength, EarlyStop, Never
 from .drafters import Drafter, load
 from .proposal import NOTHING, Proposal
 from .sampler import GREEDY, Sampler
@@ -67,18 +67,13 @@ class _Watched:
         self._drafter.observe(verdict, verified)
 
 
-class _Never:
-    def enough(self, confidences: Sequence[float]) -> bool:
-        return False
-
-
 def survey(
     target: Target, drafter: str, longest: int, prompt: Sequence[int], budget: int, sampler: Sampler = GREEDY
 ) -> Surveyed:
     """Of one text, which takes `longest` drafts for each of its tokens. Not for a sampler that rejects: with it the
     text depends on the drafts."""
     session: Session = open_session(target.engine, "none", 0, target, sampler)
-    session.drafter = watched = _Watched(load(drafter, target, session.cache, sampler, _Never()), longest)
+    session.drafter = watched = _Watched(load(drafter, target, session.cache, sampler, Never()), longest)
     room = session.cache.capacity - len(prompt) + 1
     tokens = [token for emitted in session.generate(prompt, budget) for token in emitted.tokens]
     places = tuple(_judge(proposal, tokens[at:]) for at, proposal in enumerate(watched.drafts))

@@ -31,7 +31,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 
-from .errors import PocketdraftError
+from .errors import PocketdraftError, first_fault
 from .manifest import MANIFEST_NAME, Backend
 
 COMMAND = (sys.executable, "-c", "from pocketdraft.runtime.cli import main; main()")
@@ -104,9 +104,7 @@ def read_sweep(path: Path) -> Sweep:
     except yaml.YAMLError as error:
         raise PocketdraftError(f"{path} is no YAML ({' '.join(str(error).split())}); mend it.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the top level"
-        raise PocketdraftError(f"{path} is no sweep, at {where} ({first['msg']}); mend it.") from error
+        raise PocketdraftError(f"{path} is no sweep, at {first_fault(error)}; mend it.") from error
     if bool(found.models) == bool(found.bundles):
         what = "both models and bundles" if found.models else "neither models nor bundles"
         raise PocketdraftError(f"{path} has {what}; give one of the two.")

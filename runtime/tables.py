@@ -8,6 +8,7 @@ from rich.table import Table
 from .figures import median_error
 from .profile import Profile
 from .results import ALL, Precisions, Results
+from .terminal import table_console
 from .tune import Choice
 
 SHOWN = 6  # candidates of a choice
@@ -35,7 +36,7 @@ def print_lengths(found: Results) -> None:
             cells.append(f"{point.ratio.value:.2f} ({point.ratio.low:.2f}-{point.ratio.high:.2f})")
         rows = f", {row.batch} rows" if row.batch > 1 else ""
         table.add_row(f"{row.drafts}{rows}", f"{row.accepted_per_round:.2f}", *cells)
-    console = Console(width=None if Console().is_terminal else 150)
+    console = table_console()
     console.print(table)
     if found.first_token and found.read and found.peak_memory_bytes:
         first, read = found.first_token, found.read
@@ -93,7 +94,7 @@ def print_recipes(found: Precisions) -> None:
         style = "bold" if row.recipe == found.best else ""
         shown = (f"{row.drafter_bytes / 1e6:.2f}", row.drafts, f"{row.tokens_per_round:.2f}")
         table.add_row(row.recipe, *shown, f"{row.tokens_per_s:,.0f}", f"{row.gain:.2f}x", style=style)
-    console = Console(width=None if Console().is_terminal else 150)
+    console = table_console()
     console.print(table)
     off = "" if max(row.gain for row in found.recipes) > 1 else " Plain decoding is faster than any."
     console.print(f"Best: export with --drafter-recipe {found.best}.{off}")

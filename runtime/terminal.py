@@ -27,6 +27,11 @@ def silence_native_code() -> None:
     _point(2, os.devnull)
 
 
+def table_console() -> Console:
+    """For tables: as wide as the terminal, and 150 columns where there is none."""
+    return Console(width=None if Console().is_terminal else 150)
+
+
 @contextlib.contextmanager
 def progress(quiet: bool) -> Iterator[Advance]:
     """Gives `advance(what, done, total)`. Meanwhile whatever libraries print to standard output is dropped.

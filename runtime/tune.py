@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .benchmark import Task, fitted_lengths, open_cold, profile_of, survey_all
+from .benchmark import Task, measured_profile, open_cold, survey_all
 from .cost import RoundCost
-from .draft_length import DraftLength, EarlyStop, Fixed, Scheduled
+from .draft_length import DraftLength, EarlyStop, Fixed, Never, Scheduled
 from .errors import PocketdraftError
 from .files import write_whole
-from .lengths import Progress, measure, ways_of
+from .lengths import Progress
 from .manifest import MANIFEST_NAME, Manifest, Tuned, TunedSchedule, read
 from .profile import Profile, files_digest
 from .schedule import Judged, Schedule, best
@@ -107,10 +107,7 @@ def tune(bundle: Path, task: Task, profile: Profile | None, advance: Progress) -
     """For a device, or for this one, which is measured then. Raises PocketdraftError for another bundle's profile."""
     opened, here = open_cold(bundle, task.threads, task.prompts[0]), profile is None
     if profile is None:
-        lengths = fitted_lengths(opened.manifest)
-        ways = ways_of(opened.manifest, lengths)
-        found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance)
-        profile = profile_of(found, opened.manifest, task, lengths)
+        profile = measured_profile(opened, task, advance)
     elif profile.bundle_sha256 not in ("", files_digest(opened.manifest)):
         raise PocketdraftError(
             f"The profile of {profile.device.name} is of a bundle {profile.bundle_sha256[:12]}, {bundle} is "
@@ -154,13 +151,8 @@ def _candidate(drafter: str, drafts: int, table: Schedule | None, texts: Texts, 
 def _schedule(texts: Texts, cost: RoundCost) -> Schedule | None:
     """From how sure drafts were, and rightly, in rounds of the longest length; None if the drafter does not tell."""
     every = [text for found in texts.values() for text in found]
-    judged = play(every, Fixed(cost.longest), cost, _Never()).stats.judged
+    judged = play(every, Fixed(cost.longest), cost, Never()).stats.judged
     return best(cost, Judged.of(judged), cost.longest)[0] if judged else None
-
-
-class _Never:
-    def enough(self, confidences: Sequence[float]) -> bool:
-        return False
 
 
 def _round_of(one: Candidate) -> str:

@@ -5,10 +5,11 @@ Android's are built of the same sources by android_demo/tools/native.py.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+from android_demo.tools.native import jni_headers
 
 CPP = Path(__file__).parents[1] / "android_demo/engines/src/main/cpp"
 C = ["-std=c11", "-Wall", "-Wextra", "-Werror"]
@@ -29,11 +30,12 @@ def build(folder: Path, packages: Sequence[Path], compilers: str = "") -> Path:
     onnx = next(onnxruntime.glob("capi/libonnxruntime.so.*"))
     headers = executorch / "include"
     include = [f"-I{headers}", f"-I{headers}/executorch/runtime/core/portable_type/c10"]
+    headers_of_jni = [f"-I{folder}" for folder in jni_headers()]
     kernels = ["-Wl,--no-as-needed", *(f"-l{name}" for name in EXECUTORCH)]
 
     def link(name: str, compiler: str, sources: list[str], flags: list[str], libraries: list[str], found: Path) -> None:
         target = folder / f"libpocketdraft_{name}.so"
-        command = [compilers + compiler, "-O2", "-fPIC", "-shared", *flags, *jni(), "-o", str(target)]
+        command = [compilers + compiler, "-O2", "-fPIC", "-shared", *flags, *headers_of_jni, "-o", str(target)]
         command += [*(str(CPP / source) for source in sources), f"-L{found}", *libraries, f"-Wl,-rpath,{found}"]
         subprocess.run(command, check=True)
 
@@ -44,10 +46,3 @@ def build(folder: Path, packages: Sequence[Path], compilers: str = "") -> Path:
     link("onnx", "gcc", ["onnx_jni.c"], C, ["-l:libonnxruntime.so.1"], folder)
     link("executorch", "g++", ["executorch_jni.cpp"], [*CPP17, *include], kernels, executorch / "lib")
     return folder
-
-
-def jni() -> list[str]:
-    compiler = shutil.which("javac")
-    assert compiler, "javac is not on this machine: install a JDK, 17 or newer"
-    include = Path(compiler).resolve().parents[1] / "include"
-    return [f"-I{include}", f"-I{include}/linux"]

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from running import android_tool
 
 from android_demo.tools import build, checks, jvm
-from android_demo.tools.description import DEMO, BuildError, load
+from android_demo.tools.description import BuildError, load
 from android_demo.tools.steps import run
 
 pytestmark = pytest.mark.android
-ROOT = DEMO.parent
-
-
-def tool(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def apk() -> Path:
-    tool("android_demo.tools.build")
+    android_tool("build")
     return build.APK
 
 
@@ -53,7 +45,7 @@ def test_what_the_checks_refuse_is_refused_of_a_real_apk(apk: Path, tmp_path: Pa
 
 
 def test_a_second_build_makes_nothing(apk: Path) -> None:
-    assert "making" not in tool("android_demo.tools.build")
+    assert "making" not in android_tool("build")
 
 
 def test_kotlin_sees_what_may_be_null(tmp_path: Path) -> None:
@@ -72,10 +64,10 @@ def test_kotlin_sees_what_may_be_null(tmp_path: Path) -> None:
 
 
 def test_the_kotlin_tests_pass() -> None:
-    assert "OK (" in tool("android_demo.tools.jvm", "test")
+    assert "OK (" in android_tool("jvm", "test")
 
 
 def test_the_class_path_is_all_there() -> None:
-    jars = tool("android_demo.tools.jvm", "classpath").strip().split(":")
+    jars = android_tool("jvm", "classpath").strip().split(":")
     assert all(Path(jar).is_file() for jar in jars)
     assert any(Path(jar).name == "engines.jar" for jar in jars)

@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import get_args
 
 import pytest
 import shims
+from running import ROOT, android_tool, plain_tokens
 
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime.cost import RoundCost
@@ -27,11 +27,9 @@ from pocketdraft.runtime.engine import open_engine
 from pocketdraft.runtime.manifest import Backend, read
 from pocketdraft.runtime.profile import files_digest, read_profile
 from pocketdraft.runtime.prompts import read_prompts
-from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
 
-ROOT = Path(__file__).parents[1]
 ARM64 = ROOT / "build/arm64"
 BUDGET = 24
 BACKENDS = get_args(Backend)
@@ -74,8 +72,7 @@ def machine(request: pytest.FixtureRequest) -> Machine:
 
 @pytest.fixture(scope="module")
 def classpath() -> str:
-    command = [sys.executable, "-m", "android_demo.tools.jvm", "classpath", "--tests"]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    return android_tool("jvm", "classpath", "--tests").strip()
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +86,7 @@ def ours(make_trained_bundle) -> Callable[[str, str], tuple[list[list[int]], lis
             engine = open_engine(bundle, 1)
             tokenizer, target = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos), Target(engine)
             prompts = [tokenizer.encode(prompt.text) for prompt in read_prompts(PROMPTS_FILE, per_domain=1)]
-            streams = [open_session(engine, "none", target=target).generate(prompt, BUDGET) for prompt in prompts]
-            made[recipe, backend] = prompts, [[token for e in stream for token in e.tokens] for stream in streams]
+            made[recipe, backend] = prompts, plain_tokens(target, prompts, BUDGET)
             engine.close()
         return made[recipe, backend]
 

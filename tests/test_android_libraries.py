@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +16,16 @@ from typing import get_args
 
 import pytest
 from android.stand_in import stand_in
+from running import ROOT, android_tool, plain_tokens
 
 from android_demo.tools.build import APK
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime.engine import open_engine
 from pocketdraft.runtime.manifest import Backend
 from pocketdraft.runtime.prompts import read_prompts
-from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
 
-ROOT = Path(__file__).parents[1]
 EMULATED = ROOT / "build/arm64"
 JAVA_ARM64 = EMULATED / "rootfs/usr/lib/jvm/java-17-openjdk-arm64/bin/java"
 ABIS = {"x86_64": "x86_64", "aarch64": "arm64-v8a"}
@@ -51,11 +49,6 @@ MACHINES = [
 ]
 
 
-def tool(*arguments: str) -> str:
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
 @pytest.fixture(scope="module")
 def libraries_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """By machine, what the APK has under lib/ABI, and the stand-in beside it."""
@@ -63,7 +56,7 @@ def libraries_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
     def make(machine: str) -> Path:
         if machine not in made:
-            tool("android_demo.tools.build")
+            android_tool("build")
             folder = tmp_path_factory.mktemp(machine)
             with zipfile.ZipFile(APK) as packed:
                 for name in packed.namelist():
@@ -83,7 +76,7 @@ def generated(machine: str, libraries: Path, bundle: Path, prompts: list[list[in
         command = [f"{EMULATED}/qemu/usr/bin/qemu-aarch64", "-cpu", "neoverse-n1", "-L", f"{EMULATED}/rootfs"]
         command += ["-E", f"LD_LIBRARY_PATH={libraries}", str(JAVA_ARM64)]
         environment = dict(os.environ)
-    classpath = tool("android_demo.tools.jvm", "classpath", "--tests").strip()
+    classpath = android_tool("jvm", "classpath", "--tests").strip()
     command += [f"-Dpocketdraft.libraries={libraries}", "-cp", classpath, "pocketdraft.engines.GenerateKt"]
     job = {"bundle": str(bundle), "prompts": prompts, "budget": BUDGET, "drafts": 4, "threads": 1}
     text = json.dumps(job | {"drafters": ["none", "mtp"]})
@@ -101,9 +94,7 @@ def test_tokens_are_those_of_this_machine(make_trained_bundle, libraries_of, rec
     engine = open_engine(bundle, 1)
     tokenizer, target = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos), Target(engine)
     prompts = [tokenizer.encode(text) for text in TEXTS]
-    ours = [
-        [t for e in open_session(engine, "none", target=target).generate(p, BUDGET) for t in e.tokens] for p in prompts
-    ]
+    ours = plain_tokens(target, prompts, BUDGET)
     found = generated(machine, libraries_of(machine), bundle, prompts)
     assert found["machine"] == {"x86_64": "amd64"}.get(machine, machine)
     assert found["mtp"] == found["none"]

@@ -14,13 +14,13 @@ from typing import get_args
 import numpy as np
 import pytest
 from arm64.generate import logits_along
+from running import plain_tokens
 
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime import litert_lm
 from pocketdraft.runtime.engine import open_engine
 from pocketdraft.runtime.manifest import Backend
 from pocketdraft.runtime.prompts import read_prompts
-from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
 
@@ -56,9 +56,7 @@ def test_tokens_are_those_of_this_machine(make_trained_bundle, tmp_path, backend
     engine = open_engine(bundle, 1)
     tokenizer, target = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos), Target(engine)
     prompts = [tokenizer.encode(text) for text in TEXTS]
-    ours = [
-        [t for e in open_session(engine, "none", target=target).generate(p, BUDGET) for t in e.tokens] for p in prompts
-    ]
+    ours = plain_tokens(target, prompts, BUDGET)
     native = [FOLDER / "executorch/lib/libexecutorch_native.so"] if backend == "executorch" else []
     job = json.dumps({"texts": TEXTS, "tokens": ours})
     output = emulated("-m", "arm64.generate", bundle, BUDGET, tmp_path / "logits.npy", *native, stdin=job)

@@ -52,7 +52,6 @@ data class Tuned(val drafter: String, val drafts: Int, val schedule: Scheduled?,
 /** What `bundle.json` says; `runtime/manifest.py` owns the format. */
 class Manifest private constructor(val folder: File, root: Record) {
     val backend = root.choice("backend", Backend.entries)
-    val device: String = if (root.isNull("device")) "cpu" else root.text("device")
     val contextLength = root.int("context_length")
     val vocabSize = root.int("vocab_size")
     val kv = root.records("kv").map(::kvLayer)
@@ -78,6 +77,7 @@ class Manifest private constructor(val folder: File, root: Record) {
         root.int("format_version")
         root.raw("versions")
         root.raw("drafter")
+        root.textOrNull("device")
         with(root.record("tokens")) {
             bos = intOrNull("bos")
             stop = ints("stop")

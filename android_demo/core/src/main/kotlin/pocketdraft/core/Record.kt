@@ -28,8 +28,6 @@ class Record(element: JsonElement, private val place: String, private val refuse
 
     fun intOrNull(key: String): Int? = if (isNull(key)) null else int(key)
 
-    fun real(key: String): Double = primitive(key) { it.isNumber }.asDouble
-
     fun flag(key: String, default: Boolean): Boolean = if (isNull(key)) default else primitive(key) { it.isBoolean }.asBoolean
 
     fun ints(key: String): List<Int> = array(key).map { it.asInt }

@@ -5,7 +5,6 @@ import java.nio.ByteOrder
 import pocketdraft.core.Engine
 import pocketdraft.core.GraphSpec
 import pocketdraft.core.Manifest
-import pocketdraft.core.PocketdraftError
 import pocketdraft.core.Role
 import pocketdraft.core.TensorSpec
 
@@ -54,12 +53,12 @@ internal class BoundEngine(override val manifest: Manifest, private val runtime:
     private var closed = false
 
     override fun newCache(): Any {
-        checkOpen()
+        manifest.checkOpen(closed)
         return sequences.next()
     }
 
     override fun run(graph: String, inputs: Map<String, ByteBuffer>, cache: Any?): Map<String, ByteBuffer> {
-        checkOpen()
+        manifest.checkOpen(closed)
         val spec = graphs.named(graph)
         val tensors = own.getOrPut(graph) { OwnTensors(runtime, spec) }
         tensors.write(inputs)
@@ -85,10 +84,6 @@ internal class BoundEngine(override val manifest: Manifest, private val runtime:
             LongArray(inputs.size) { tensors.inputs[inputs[it]] ?: kv.tensors.getValue(inputs[it]) },
             LongArray(outputs.size) { tensors.outputs[outputs[it]] ?: kv.tensors.getValue(outputs[it]) },
         )
-    }
-
-    private fun checkOpen() {
-        if (closed) throw PocketdraftError("The engine of ${manifest.folder} is closed; open the bundle again.")
     }
 }
 

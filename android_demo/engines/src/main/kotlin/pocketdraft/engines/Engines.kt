@@ -31,10 +31,6 @@ fun openEngine(
     }
 }
 
-/** Why this build cannot run bundles of a backend; null if it can. */
-fun missing(backend: Backend, libraries: File? = System.getProperty(LIBRARIES_PROPERTY)?.let(::File)): String? =
-    runCatching { load(backend, libraries) }.exceptionOrNull()?.message
-
 /** Loads a backend's shim, and with it the runtime. Throws [PocketdraftError] if this build has none. */
 internal fun load(backend: Backend, libraries: File?) {
     val name = "pocketdraft_${backend.name.lowercase()}"
@@ -54,6 +50,11 @@ internal inline fun <T> native(sentence: (String) -> String, call: () -> T): T =
     call()
 } catch (error: RuntimeException) {
     throw PocketdraftError(sentence(error.message ?: "no reason given"), error)
+}
+
+/** Throws [PocketdraftError] if an engine of the bundle is used after it was [closed]. */
+internal fun Manifest.checkOpen(closed: Boolean) {
+    if (closed) throw PocketdraftError("The engine of $folder is closed; open the bundle again.")
 }
 
 /** A graph of the bundle. Throws [PocketdraftError] if there is none of that name. */

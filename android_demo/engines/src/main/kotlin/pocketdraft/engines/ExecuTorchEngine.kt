@@ -6,7 +6,6 @@ import pocketdraft.core.DType
 import pocketdraft.core.Engine
 import pocketdraft.core.GraphSpec
 import pocketdraft.core.Manifest
-import pocketdraft.core.PocketdraftError
 import pocketdraft.core.TensorSpec
 import pocketdraft.core.allocate
 
@@ -45,12 +44,12 @@ internal class ExecuTorchEngine(override val manifest: Manifest, threads: Int) :
     }
 
     override fun newCache(): Any {
-        checkOpen()
+        manifest.checkOpen(closed)
         return sequences.next()
     }
 
     override fun run(graph: String, inputs: Map<String, ByteBuffer>, cache: Any?): Map<String, ByteBuffer> {
-        checkOpen()
+        manifest.checkOpen(closed)
         val method = graphs.named(graph)
         val given = Array(method.given.size) { inputs.given(method.spec, method.given[it]) }
         native({ "$graph of $path failed: $it; export the bundle again." }) {
@@ -84,10 +83,6 @@ internal class ExecuTorchEngine(override val manifest: Manifest, threads: Int) :
             throw error
         }
         program
-    }
-
-    private fun checkOpen() {
-        if (closed) throw PocketdraftError("The engine of ${manifest.folder} is closed; open the bundle again.")
     }
 }
 
