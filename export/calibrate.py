@@ -70,7 +70,7 @@ def calibrate(
     PocketdraftError for bad input, before any long work.
     """
     check_out(out, single=False, kind=CALIBRATED)
-    target.require("target")
+    target.require_target()
     pieces = [list(text[i : i + LONGEST]) for text in texts for i in range(0, len(text) - 1, LONGEST)]
     pieces = [piece for piece in pieces if len(piece) > 1]
     count = sum(map(len, pieces))

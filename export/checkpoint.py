@@ -18,6 +18,7 @@ from transformers import (
     Gemma4UnifiedAssistantConfig,
     Gemma4UnifiedConfig,
     Gemma4UnifiedTextConfig,
+    MuseGlimmerAssistantConfig,
     PretrainedConfig,
 )
 
@@ -38,7 +39,9 @@ CONFIGS: dict[str, type[PretrainedConfig]] = {
     "gemma4_unified": Gemma4UnifiedConfig,
     "gemma4_unified_text": Gemma4UnifiedTextConfig,
     "gemma4_unified_assistant": Gemma4UnifiedAssistantConfig,
+    "muse_glimmer_assistant": MuseGlimmerAssistantConfig,  # DFlash
 }
+TARGETS = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 # A fused Gemma4ForConditionalGeneration keeps its text model one level deeper, beside the other modalities.
 PREFIX = re.compile(r"^model\.(language_model\.)?")
 OTHER_MODALITIES = re.compile(r"^model\.(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder)\.")
@@ -73,20 +76,24 @@ class Checkpoint:
         return Checkpoint(folder, config, files, adapted(tensors, read), read)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Its own, and the adapters'."""
+        return (self.folder, *(adapter.folder for adapter in self.adapters))
+
+    @property
     def name(self) -> str:
-        """Of the folder, and of the adapters' folders."""
-        return " + ".join(path.resolve().name for path in (self.folder, *(a.folder for a in self.adapters)))
+        """Of its folders."""
+        return " + ".join(path.resolve().name for path in self.folders)
 
     @property
     def tokenizer_file(self) -> Path:
         return self.folder / "tokenizer.json"
 
-    def require(self, kind: str) -> None:
-        """Refuses a target where a drafter is wanted, and the reverse."""
-        actual = "drafter" if self.config.model_type.endswith("_assistant") else "target"
-        if actual != kind:
+    def require_target(self) -> None:
+        """Refuses a drafter."""
+        if self.config.model_type not in TARGETS:
             raise PocketdraftError(
-                f"{self.folder} holds a {actual} ({self.config.model_type}), a {kind} was asked for; "
+                f"{self.folder} holds a drafter ({self.config.model_type}), a target was asked for; "
                 "give the folders of --target and --drafter the other way round."
             )
 

@@ -248,16 +248,42 @@ class Trunk(nn.Module):
             self.per_layer_projection_norm = RMSNorm(geometry.per_layer, geometry.eps)
 
     def forward(self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
-        for layer, given in zip(self.layers, self.given(x, per_layer, positions, mask, kv), strict=True):
-            x = layer(x, *given, kv)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(self.states(x, per_layer, positions, mask, kv)[-1])  # type: ignore[no-any-return]
+
+    def states(
+        self,
+        embeddings: Tensor,
+        per_layer: Tensor | None,
+        positions: Tensor,
+        mask: Tensor,
+        kv: KVAccess,
+        layers: range | None = None,
+        state: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The hidden state [1, T, D] after each of `layers`, all unless told otherwise. They start from `state`, which
+        is the embeddings unless other layers ran before."""
+        layers = layers or range(len(self.layers))
+        x, found = embeddings if state is None else state, []
+        given = self.given(embeddings, per_layer, positions, mask, kv, layers)
+        for index in layers:
+            x = self.layers[index](x, *given[index], kv)
+            found.append(x)
+        return found
 
     def given(
-        self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess
+        self,
+        x: Tensor,
+        per_layer: Tensor | None,
+        positions: Tensor,
+        mask: Tensor,
+        kv: KVAccess,
+        layers: range | None = None,
     ) -> list[tuple[Tensor | None, tuple[Tensor, Tensor], Tensor]]:
-        """What each layer takes besides the hidden state: its per-layer input, RoPE and mask."""
+        """What each layer takes besides the hidden state: its per-layer input, RoPE and mask. `layers` are those that
+        the call runs, whose K/V `kv` has."""
         g = self.geometry
-        sliding = next((layer.reads for layer in g.layers if layer.kind == "sliding"), None)
+        run = [g.layers[index] for index in layers or range(len(g.layers))]
+        sliding = next((layer.reads for layer in run if layer.kind == "sliding"), None)
         slots = mask.shape[-1] if sliding is None else kv.read(sliding)[0].shape[2]
         masks = additive_masks(mask, positions, g.window, held_positions(slots, mask.shape[-1], kv.last))
         sizes = {layer.kind: layer.head_dim for layer in g.layers}
