@@ -78,8 +78,8 @@ class Sampler:
         return self.noise.draw(self.probabilities(logits, history), Lane.TARGET, len(history))
 
     def likely(self, logits: Logits, history: Sequence[int]) -> Probabilities:
-        """What a drafter's logits [V] say of each token, float64 [V]: at temperature 0, where the target's token is sure
-        but the drafter is not, as at temperature 1."""
+        """What a drafter's logits [V] say of each token, float64 [V]; at temperature 0, where the target's token is
+        sure but the drafter is not, as at temperature 1."""
         if self.sampling.temperature > 0:
             return self.probabilities(logits, history)
         scores = self.sampling.scores(logits, history, self.processors).astype(np.float64)

@@ -14,8 +14,8 @@ from scripted import VOCABULARY, ScriptedEngine, Slots, next_token, scripted_man
 
 from pocketdraft.runtime.drafter_specs import (
     DFlashSpec,
-    DraftModelSpec,
     DrafterSpecs,
+    DraftModelSpec,
     EarlyExitSpec,
     MTPHeadsSpec,
 )
@@ -70,10 +70,11 @@ class AllSlots(Slots):
 @dataclass
 class EveryDrafter(ScriptedEngine):
     """`join` is the last position that a sequence kept when it went back: what native heads have there is of the token
-    that came next before."""
+    that came next before. `known_from` is the first position whose K/V drafters keep of their own."""
 
     manifest: Manifest = field(default_factory=every_drafter)
     join: int | None = None
+    known_from: int = 0
 
     def new_cache(self) -> AllSlots:
         return AllSlots([None] * self.manifest.context_length)
@@ -133,7 +134,7 @@ class EveryDrafter(ScriptedEngine):
 
     def _logits(self, tokens: list[int]) -> dict[str, Any]:
         logits = np.zeros((1, len(tokens), VOCABULARY), np.float32)
-        logits[0, np.arange(len(tokens)), tokens] = 1.0
+        logits[0, np.arange(len(tokens)), tokens] = 9.0
         return {"logits": logits}
 
     def _head_of(self, inputs: Any) -> dict[str, Any]:
@@ -160,10 +161,11 @@ class EveryDrafter(ScriptedEngine):
         rows = inputs["mask"][0, 0]
         assert (rows == rows[0]).all(), "a block sees itself and what is committed, all of its rows the same"
         seen = np.flatnonzero(rows[0]).tolist()
-        assert seen == list(range(start + BLOCK)), "what the block sees is not all that is committed"
+        assert seen == list(range(self.known_from, start + BLOCK)), "the block does not see all that is committed"
         committed = cache.own["dflash"][:start]
         text = committed[-1]
-        assert [tokens[:-1] for tokens in map(tuple, committed)] == [text[:position] for position in range(start)]
+        for position in range(self.known_from, start):
+            assert committed[position] == text[: position + 1], "K/V of another context"
         assert len(text) == start, "K/V of another context"
         cache.own["dflash"][start : start + BLOCK] = [None] * BLOCK
         text, states = (*text, tokens[0]), [0.0]
@@ -182,10 +184,10 @@ class EveryDrafter(ScriptedEngine):
         made = []
         for row, (position, token, state) in enumerate(zip(positions, tokens, states, strict=True)):
             seen = np.flatnonzero(inputs["mask"][0, 0, row]).tolist()
-            assert seen == list(range(position + 1)), "a head sees all positions up to its own"
+            assert seen == list(range(self.known_from, position + 1)), "a head sees all positions up to its own"
             text = (*self._tokens(state), token)
             padding = len(text) != position + 2 and row > 0
-            wrong = [at for at in range(position + 1) if not padding and text[at + 1] != own[at]]
+            wrong = [at for at in range(self.known_from, position + 1) if not padding and text[at + 1] != own[at]]
             assert set(wrong) <= {self.join}, "hidden state or K/V of another context"
             made.append(self._remember(text, text))
         return {"activations": np.array(made, np.float32)[None, :, None]}

@@ -20,7 +20,7 @@ from ..context import Context
 from ..draft_length import EarlyStop
 from ..drafter_specs import DFlashSpec
 from ..followed import calls
-from ..proposal import NOTHING, Proposal
+from ..proposal import Proposal
 from ..sampler import GREEDY, Draft, Sampler
 from ..sampling import Logits
 from ..target import Prefilled, Target, Verified
