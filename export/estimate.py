@@ -22,7 +22,7 @@ from pocketdraft.runtime.manifest import KVSteps
 from . import sizes
 from .checkpoint import read_config
 from .kv_layout import KVLayout
-from .models.gemma4 import Geometry, Target
+from .models.gemma4 import make_target
 from .models.gemma4_assistant import make_drafter
 from .pipeline import Models, backend_of, check_rules, kv_steps_of, make_steps
 from .plan import Plan
@@ -99,10 +99,10 @@ class Estimate:
 
 def blank_models(target: PretrainedConfig, drafter: PretrainedConfig) -> Models:
     """All parameters on the meta device."""
-    geometry = Geometry.from_config(target.get_text_config())
     with torch.device("meta"):
-        steps = {index: KVSteps(1.0, 1.0) for index in range(len(geometry.layers))}
-        return Models(Target(geometry), make_drafter(drafter, geometry), {}, steps)
+        model = make_target(target.get_text_config())
+        steps = {index: KVSteps(1.0, 1.0) for index in range(len(model.geometry.layers))}
+        return Models(model, make_drafter(drafter, model.geometry), {}, steps)
 
 
 def estimate(plan: Plan, target: PretrainedConfig, drafter: PretrainedConfig) -> Estimate:

@@ -10,7 +10,7 @@ from pocketdraft.runtime.manifest import DrafterSpec, GraphSpec
 
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
-from ..models.gemma4 import Geometry
+from ..models.decoder import Geometry
 from ..models.gemma4_assistant import Drafter
 from ..step import Operators, Step, spec
 
