@@ -37,6 +37,8 @@ IN_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# By transformers' name of a special token.
+SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 CONTROL_TOKEN = 3  # GGUF's type of a token that no text spells
 
 
@@ -60,8 +62,8 @@ def convert(gguf: Path, out: Path) -> None:
     save_file(dict(_weights(reader, facts)), out / "model.safetensors", {"format": "pt"})
     _tokenizer(facts).save(str(out / TOKENIZER_NAME))
     (out / CHAT_TEMPLATE_NAME).write_text(facts["tokenizer.chat_template"], encoding="utf-8")
-    special = {f"{name}_token_id": facts[f"tokenizer.ggml.{long}_token_id"] for name, long in _SPECIAL.items()}
-    texts = {f"{name}_token": facts["tokenizer.ggml.tokens"][special[f"{name}_token_id"]] for name in _SPECIAL}
+    special = {f"{name}_token_id": facts[f"tokenizer.ggml.{long}_token_id"] for name, long in SPECIAL.items()}
+    texts = {f"{name}_token": facts["tokenizer.ggml.tokens"][special[f"{name}_token_id"]] for name in SPECIAL}
     length = facts["llama.context_length"]
     for name, content in (
         ("config.json", _config(facts) | special),
@@ -72,9 +74,6 @@ def convert(gguf: Path, out: Path) -> None:
         ),
     ):
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-_SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 def _config(facts: dict[str, Any]) -> dict[str, Any]:
