@@ -25,9 +25,9 @@ from pocketdraft.quantize.weights import Weight, on_grid, restore, round_trip
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
+from .families import load_target
 from .kv_int8 import HIGHEST
 from .layerwise import Moments, Recorder, TextKV, inputs_of, loaded, rounded_inputs
-from .models.gemma4 import load_target
 from .plan import Progress, Recipes
 from .rewritten import HEAD, Rewritten
 from .staging import CALIBRATED, check_out, staged

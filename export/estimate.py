@@ -21,8 +21,8 @@ from pocketdraft.runtime.manifest import KVSteps
 
 from . import sizes
 from .checkpoint import read_config
+from .families import make_target
 from .kv_layout import KVLayout
-from .models.gemma4 import make_target
 from .models.gemma4_assistant import make_drafter
 from .pipeline import Models, backend_of, check_rules, kv_steps_of, make_steps
 from .plan import Plan
@@ -100,7 +100,7 @@ class Estimate:
 def blank_models(target: PretrainedConfig, drafter: PretrainedConfig) -> Models:
     """All parameters on the meta device."""
     with torch.device("meta"):
-        model = make_target(target.get_text_config())
+        model = make_target(target)
         steps = {index: KVSteps(1.0, 1.0) for index in range(len(model.geometry.layers))}
         return Models(model, make_drafter(drafter, model.geometry), {}, steps)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
+from .families import family_of
 from .models.gemma4 import Geometry
 from .models.masks import Kind
 
@@ -16,7 +17,7 @@ MEND = "give the drafter that was trained for this target."
 
 def check_pair(target: Checkpoint, drafter: Checkpoint) -> None:
     """Raises PocketdraftError at the first mismatch."""
-    target.require("target")
+    family_of(target.config)
     drafter.require("drafter")
     for what, theirs, mine in _facts(target, drafter):
         if theirs != mine:

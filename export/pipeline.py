@@ -28,10 +28,10 @@ from pocketdraft.runtime.manifest import (
 
 from . import litertlm
 from .checkpoint import Checkpoint
+from .families import load_target
 from .kv_int8 import steps_in
 from .kv_layout import KVLayout
 from .models.decoder import Target
-from .models.gemma4 import load_target
 from .models.gemma4_assistant import Drafter, load_drafter
 from .pair import check_pair
 from .plan import Plan, Progress

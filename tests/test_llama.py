@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from pocketdraft.export.backends.eager import EagerEngine
+from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.families import family_of, load_target
 from pocketdraft.export.kv_layout import KVLayout
 from pocketdraft.export.models.decoder import Target
 from pocketdraft.export.models.llama import geometry_of, make_target
 from pocketdraft.export.step import Plain
 from pocketdraft.export.steps.target import embedder_steps, target_steps
+from pocketdraft.export.stored import load
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.tree import inputs
@@ -153,3 +158,44 @@ def test_qwen3_with_sliding_layers_is_refused():
     config = Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1)
     with pytest.raises(PocketdraftError, match="use_sliding_window True"):
         geometry_of(config)
+
+
+def test_only_targets_are_found_as_families():
+    assert family_of(GROUPED).MODEL_TYPES == ("llama", "qwen3")
+    with pytest.raises(PocketdraftError, match="A bert was given as the target, pocketdraft exports gemma4"):
+        family_of(BertConfig())
+
+
+def saved(config: PretrainedConfig, folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Checkpoint:
+    """A checkpoint of random weights, changed."""
+    both(config)[0].save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+    return Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_saved_checkpoint_loads_with_the_weights_it_has(config, tmp_path):
+    """Frequencies of RoPE, which old checkpoints hold, are left alone."""
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    target, places = load_target(saved(config, tmp_path, lambda weights: weights.update(frequencies)))
+    load(places, target)
+    wanted, found = both(config)[1].state_dict(), target.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert (target.lm_head.weight is target.embed_tokens.weight) == config.tie_word_embeddings
+
+
+def test_a_head_of_its_own_must_be_there(tmp_path):
+    own_head = CONFIGS["one KV head a query head, own head"]
+    checkpoint = saved(own_head, tmp_path, lambda weights: weights.pop("lm_head.weight"))
+    with pytest.raises(PocketdraftError, match=r"lacks the weight lm_head\.weight"):
+        load_target(checkpoint)
+
+
+def test_a_bias_that_the_configuration_does_not_tell_is_named(tmp_path):
+    bias = {"model.layers.1.self_attn.q_proj.bias": torch.zeros(64)}
+    checkpoint = saved(GROUPED, tmp_path, lambda weights: weights.update(bias))
+    with pytest.raises(PocketdraftError, match=r"has a weight model\.layers\.1\.self_attn\.q_proj\.bias that llama"):
+        load_target(checkpoint)

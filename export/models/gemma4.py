@@ -7,6 +7,7 @@ throughout. Letters in shapes are those of `decoder.py` and `attention.py`.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +17,18 @@ from transformers import Gemma4TextConfig
 
 from pocketdraft.runtime.errors import PocketdraftError
 
-from ..checkpoint import Checkpoint
-from ..stored import Places
 from . import decoder
 from .attention import KVAccess, attend_grouped, rotate, split_heads
 from .decoder import Layer, Target
 from .gemma4_moe import Experts, MixtureOfExperts, Router
 from .layers import GELU, GatedMLP, RMSNorm, linear
 from .masks import Kind
+
+MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+# A fused Gemma4ForConditionalGeneration keeps its text model one level deeper, beside the other modalities.
+PREFIX = re.compile(r"^model\.(language_model\.)?")
+OTHER_MODALITIES = re.compile(r"^model\.(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder)\.")
+KV_WEIGHT = re.compile(r"^layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\.weight$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,9 +193,13 @@ def make_target(config: Gemma4TextConfig) -> Target:
     return Target(Trunk(Geometry.from_config(config)))
 
 
-def load_target(checkpoint: Checkpoint) -> tuple[Target, Places]:
-    """The target with its large weights on the meta device, and where they lie."""
-    with torch.device("meta"):
-        target = make_target(checkpoint.text_config)
-    stored = checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
-    return target.eval(), stored
+def tied(config: Gemma4TextConfig) -> dict[str, str]:
+    return {"lm_head.weight": "embed_tokens.weight"}
+
+
+def own_name(name: str, config: Gemma4TextConfig) -> str | None:
+    """KV-shared layers have K/V weights in some checkpoints, which nothing reads; nor does it other modalities."""
+    own = PREFIX.sub("", name)
+    kv = KV_WEIGHT.match(own)
+    unused = kv and int(kv[1]) >= config.num_hidden_layers - (config.num_kv_shared_layers or 0)
+    return None if unused or OTHER_MODALITIES.match(name) else own

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from ..checkpoint import Checkpoint
 from ..stored import Places
 from . import decoder
-from .gemma4 import Geometry, Trunk
+from .gemma4 import Geometry, Trunk, own_name
 from .layers import linear
 
 
@@ -74,5 +74,5 @@ def load_drafter(checkpoint: Checkpoint, target: decoder.Geometry) -> tuple[Draf
     tied = {"lm_head.weight": "embed_tokens.weight"}
     if drafter.has_centroids:
         tied["masked_embedding.rows.weight"] = "lm_head.weight"
-    stored = checkpoint.load_into(drafter, tied)
+    stored = checkpoint.load_into(drafter, tied, lambda name: own_name(name, checkpoint.text_config))
     return drafter.eval(), stored

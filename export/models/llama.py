@@ -99,3 +99,12 @@ def make_target(config: PretrainedConfig) -> Target:
     """Without weights."""
     geometry, qk_norm = geometry_of(config), config.model_type == "qwen3"
     return Target(Trunk(geometry, (DecoderLayer(geometry, index, qk_norm) for index in range(len(geometry.layers)))))
+
+
+def tied(config: PretrainedConfig) -> dict[str, str]:
+    return {"lm_head.weight": "embed_tokens.weight"} if config.tie_word_embeddings else {}
+
+
+def own_name(name: str, config: PretrainedConfig) -> str | None:
+    """Old checkpoints hold RoPE's frequencies, which follow from theta."""
+    return None if name.endswith(".rotary_emb.inv_freq") else name.removeprefix("model.")
