@@ -17,7 +17,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 from . import steps as kinds
 from .checkpoint import Checkpoint
 from .kv_layout import KVLayout
-from .models.gemma4 import Target
+from .models.decoder import Target
 from .plan import Plan
 from .step import Operators, Step
 from .steps.early_exit import early_exit_spec, early_exit_steps
@@ -36,6 +36,9 @@ class Kind(Protocol):
 
     def make(self, config: PretrainedConfig, target: Target) -> nn.Module:
         """Without weights."""
+
+    def own_name(self, name: str, config: PretrainedConfig) -> str | None:
+        """The parameter that a checkpoint's weight is; None where nothing reads it."""
 
     def tied(self, model: Any) -> dict[str, str]:
         """Parameters that a checkpoint may leave out, by those that they share."""
@@ -77,7 +80,7 @@ def load_drafter(drafter: Checkpoint, target: Target) -> tuple[nn.Module, Places
     kind = kind_of(drafter.config)
     with torch.device("meta"):
         model = kind.make(drafter.config, target)
-    stored = drafter.load_into(model, kind.tied(model))
+    stored = drafter.load_into(model, kind.tied(model), lambda name: kind.own_name(name, drafter.config))
     return model.eval(), stored
 
 

@@ -22,8 +22,8 @@ from pocketdraft.runtime.manifest import KVSteps
 from . import sizes
 from .checkpoint import read_config
 from .drafting import kind_of
+from .families import make_target
 from .kv_layout import KVLayout
-from .models.gemma4 import Geometry, Target
 from .pipeline import Models, backend_of, check_rules, kv_steps_of, make_steps
 from .plan import Plan
 from .step import Plain, Step, all_weights
@@ -100,7 +100,7 @@ class Estimate:
 def blank_models(target: PretrainedConfig, *drafters: PretrainedConfig) -> Models:
     """All parameters on the meta device."""
     with torch.device("meta"):
-        model = Target(Geometry.from_config(target.get_text_config()))
+        model = make_target(target)
         kinds = [(kind_of(config), config) for config in drafters]
         made = {kind.KIND: kind.make(config, model) for kind, config in kinds}
     return Models(model, made, {}, {index: KVSteps(1.0, 1.0) for index in range(len(model.geometry.layers))})

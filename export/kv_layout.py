@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pocketdraft.runtime.manifest import KVLayer, KVSteps, TensorSpec
 
-from .models.gemma4 import Geometry
+from .models.decoder import Geometry
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
 from .drafting import by_kind, kind_of
+from .families import family_of
 
 MEND = "give the drafter that was trained for this target."
 
 
 def check_pair(target: Checkpoint, *drafters: Checkpoint) -> None:
     """Raises PocketdraftError at the first mismatch."""
-    target.require_target()
+    family_of(target.config)
     if not target.tokenizer_file.is_file():
         raise PocketdraftError(
             f"{target.folder} has no tokenizer.json, the bundle needs it; save the tokenizer beside the target."

@@ -32,9 +32,10 @@ from pocketdraft.runtime.manifest import (
 from . import litertlm
 from .checkpoint import Checkpoint
 from .drafting import all_steps, by_kind, describe, load_drafter
+from .families import load_target
 from .kv_int8 import steps_in
 from .kv_layout import KVLayout
-from .models.gemma4 import Target, load_target
+from .models.decoder import Target
 from .pair import check_pair
 from .plan import Plan, Progress
 from .quantized import Quantized, Weights

@@ -99,7 +99,7 @@ class TransformersEngine:
         sequence.kv = output.past_key_values
         hidden = output.last_hidden_state[:, positions[0] :]
         logits = self.target.lm_head(hidden)
-        cap = self.text.config.final_logit_softcapping
+        cap = getattr(self.text.config, "final_logit_softcapping", None)
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         return {"logits": logits.numpy(), "activations": hidden.numpy()}

@@ -18,8 +18,9 @@ from transformers import Gemma4ForCausalLM
 
 from pocketdraft.export.adapter import Adapter, merged
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.families import load_target
 from pocketdraft.export.hf_model import load_model
-from pocketdraft.export.models.gemma4 import Target, load_target
+from pocketdraft.export.models.decoder import Target
 from pocketdraft.export.pipeline import sources_of
 from pocketdraft.export.rungs import eager_pair, find_checkpoints
 from pocketdraft.export.stored import load

@@ -25,7 +25,7 @@ def plan_of(pair, recipe: str = "f32", **changes) -> Plan:
 
 
 def estimated(plan: Plan):
-    return estimate(plan, read_config(plan.target), read_config(plan.drafter))
+    return estimate(plan, *map(read_config, (plan.target, *plan.drafters)))
 
 
 @pytest.mark.parametrize("recipe", ["f32", "w8"])

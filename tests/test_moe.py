@@ -14,8 +14,8 @@ from transformers import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextExperts, Gemma4TextRouter
 
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.families import load_target
 from pocketdraft.export.models import gemma4_moe
-from pocketdraft.export.models.gemma4 import load_target
 from pocketdraft.export.models.gemma4_moe import Experts, MixtureOfExperts, Router
 from pocketdraft.export.rungs import rungs
 from pocketdraft.runtime.engine import open_engine

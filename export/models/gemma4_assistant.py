@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from . import decoder
 from .gemma4 import Geometry, Trunk
 from .layers import linear
 
@@ -57,7 +58,7 @@ class Drafter(nn.Module):
             self.masked_embedding = CentroidHead(geometry.vocab, geometry.hidden, centroids, top)
 
 
-def make_drafter(config: PretrainedConfig, target: Geometry) -> Drafter:
+def make_drafter(config: PretrainedConfig, target: decoder.Geometry) -> Drafter:
     """Without weights, from a `Gemma4AssistantConfig`."""
     count = config.num_centroids if config.use_ordered_embeddings else 0
     geometry = Geometry.from_config(config.get_text_config(), target)

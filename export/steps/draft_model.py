@@ -10,14 +10,15 @@ from pocketdraft.runtime.drafter_specs import DraftModelSpec
 from pocketdraft.runtime.manifest import GraphSpec
 
 from ..checkpoint import Checkpoint
+from ..families import family_of, make_target, model_types
 from ..kv_layout import KVLayout
-from ..models.gemma4 import Geometry, Target
+from ..models.decoder import Target
 from ..plan import Plan
 from ..step import Operators, Step
 from .target import Wants, embedder_steps, target_steps
 
 KIND = "draft_model"
-MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+MODEL_TYPES = model_types()  # any target may draft for a larger one
 
 
 def facts(target: Checkpoint, drafter: Checkpoint) -> Iterator[tuple[str, object, object]]:
@@ -26,7 +27,11 @@ def facts(target: Checkpoint, drafter: Checkpoint) -> Iterator[tuple[str, object
 
 
 def make(config: PretrainedConfig, target: Target) -> Target:
-    return Target(Geometry.from_config(config.get_text_config()))
+    return make_target(config)
+
+
+def own_name(name: str, config: PretrainedConfig) -> str | None:
+    return family_of(config).own_name(name, config.get_text_config())
 
 
 def tied(model: Target) -> dict[str, str]:

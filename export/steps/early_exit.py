@@ -16,7 +16,7 @@ from pocketdraft.runtime.manifest import GraphSpec
 
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
-from ..models.gemma4 import Target
+from ..models.decoder import Target
 from ..step import Operators, Step, spec
 from .target import capped, target_inputs
 

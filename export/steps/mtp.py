@@ -13,9 +13,11 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import GraphSpec
 
 from ..checkpoint import Checkpoint
+from ..families import make_target
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
-from ..models.gemma4 import Geometry, Target
+from ..models import gemma4
+from ..models.decoder import Geometry, Target
 from ..models.gemma4_assistant import Drafter, make_drafter
 from ..models.masks import Kind
 from ..plan import Plan
@@ -33,8 +35,8 @@ def facts(target: Checkpoint, drafter: Checkpoint) -> Iterator[tuple[str, object
     ours, theirs = target.text_config, drafter.text_config
     yield "vocabulary size", ours.vocab_size, theirs.vocab_size
     yield "backbone hidden size", ours.hidden_size, drafter.config.backbone_hidden_size
-    geometry = Geometry.from_config(ours)
-    reader = Geometry.from_config(theirs, geometry)
+    geometry = make_target(target.config).geometry
+    reader = gemma4.Geometry.from_config(theirs, geometry)
     kinds: tuple[Kind, Kind] = ("sliding", "full")
     for kind in kinds:
         owner = geometry.layers[geometry.last_owner(kind)]
@@ -50,6 +52,10 @@ def facts(target: Checkpoint, drafter: Checkpoint) -> Iterator[tuple[str, object
 
 def make(config: PretrainedConfig, target: Target) -> Drafter:
     return make_drafter(config, target.geometry)
+
+
+def own_name(name: str, config: PretrainedConfig) -> str | None:
+    return gemma4.own_name(name, config)
 
 
 def tied(model: Drafter) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
-from ..models.gemma4 import Target
+from ..models.decoder import Target
 from ..step import Operators, Plain, Step, spec
 
 Part = Literal["embedder", "per_layer_embedder"]
@@ -85,15 +85,16 @@ class _Head(nn.Module):
 
 
 class _Embed(nn.Module):
-    """Rows scaled by the square root of their size. LiteRT-LM marks absent tokens with negative ids."""
+    """Rows times `scale`. LiteRT-LM marks absent tokens with negative ids."""
 
-    def __init__(self, table: nn.Embedding, rows: tuple[int, ...]) -> None:
+    def __init__(self, table: nn.Embedding, rows: tuple[int, ...], scale: float) -> None:
         super().__init__()
-        self.table, self.rows, self.scale = table, rows, math.sqrt(rows[-1])
+        self.table, self.rows, self.scale = table, rows, scale
 
     def forward(self, token_ids: Tensor) -> dict[str, Tensor]:
         tokens = torch.maximum(token_ids, torch.tensor(0, dtype=torch.int32))
-        return {"embeddings": (self.table(tokens) * self.scale).reshape(1, token_ids.shape[1], *self.rows)}
+        rows = self.table(tokens) if self.scale == 1.0 else self.table(tokens) * self.scale
+        return {"embeddings": rows.reshape(1, token_ids.shape[1], *self.rows)}
 
 
 def target_steps(
@@ -159,9 +160,9 @@ def embedder_steps(target: Target) -> list[Step]:
         graph = GraphSpec(name=name, role=role, part=part, width=1, inputs=(tokens,), outputs=(rows,))
         return Step(graph, module.eval())
 
-    steps = [step("embedder", "embed", "embedder", _Embed(target.embed_tokens, (g.hidden,)))]
+    steps = [step("embedder", "embed", "embedder", _Embed(target.embed_tokens, (g.hidden,), g.embedding_scale))]
     if g.per_layer:
-        module = _Embed(target.embed_tokens_per_layer, (len(g.layers), g.per_layer))
+        module = _Embed(target.embed_tokens_per_layer, (len(g.layers), g.per_layer), math.sqrt(g.per_layer))
         steps.append(step("per_layer_embedder", "embed_per_layer", "per_layer_embedder", module))
     return steps
 
