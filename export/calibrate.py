@@ -25,7 +25,7 @@ from pocketdraft.quantize.weights import Weight, on_grid, restore, round_trip
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
-from .families import load_target
+from .families import family_of, load_target
 from .kv_int8 import HIGHEST
 from .layerwise import Moments, Recorder, TextKV, inputs_of, loaded, rounded_inputs
 from .plan import Progress, Recipes
@@ -70,7 +70,7 @@ def calibrate(
     PocketdraftError for bad input, before any long work.
     """
     check_out(out, single=False, kind=CALIBRATED)
-    target.require("target")
+    family_of(target.config)
     pieces = [list(text[i : i + LONGEST]) for text in texts for i in range(0, len(text) - 1, LONGEST)]
     pieces = [piece for piece in pieces if len(piece) > 1]
     count = sum(map(len, pieces))

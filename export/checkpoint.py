@@ -23,6 +23,11 @@ from .packed import unpacked
 from .stored import Places, Stored, adapted, stored_in
 
 
+def plain_name(name: str) -> str | None:
+    """The parameter that a checkpoint's weight is, of models whose names are transformers' own."""
+    return name.removeprefix("model.")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A folder with `config.json` and one or several safetensors files, and the adapters to merge into their weights.
@@ -51,22 +56,18 @@ class Checkpoint:
         return Checkpoint(folder, config, files, adapted(tensors, read), read)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Its own, and the adapters'."""
+        return (self.folder, *(adapter.folder for adapter in self.adapters))
+
+    @property
     def name(self) -> str:
-        """Of the folder, and of the adapters' folders."""
-        return " + ".join(path.resolve().name for path in (self.folder, *(a.folder for a in self.adapters)))
+        """Of its folders."""
+        return " + ".join(path.resolve().name for path in self.folders)
 
     @property
     def tokenizer_file(self) -> Path:
         return self.folder / "tokenizer.json"
-
-    def require(self, kind: str) -> None:
-        """Refuses a target where a drafter is wanted, and the reverse."""
-        actual = "drafter" if self.config.model_type.endswith("_assistant") else "target"
-        if actual != kind:
-            raise PocketdraftError(
-                f"{self.folder} holds a {actual} ({self.config.model_type}), a {kind} was asked for; "
-                "give the folders of --target and --drafter the other way round."
-            )
 
     @property
     def text_config(self) -> PretrainedConfig:

@@ -198,7 +198,7 @@ def profile_of(
     """`figures` are those of all the runs found, `bandwidth` is this machine's in bytes/s."""
     speeds = [
         Speed(
-            model=manifest.source.target,
+            model=manifest.source.target.name,
             drafter=point.drafter,
             drafts=point.drafts,
             temperature=task.sampling.temperature,

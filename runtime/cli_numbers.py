@@ -175,7 +175,7 @@ def _compare_recipes(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+    from pocketdraft.export.tiny import or_embedded
     from pocketdraft.quantize.recipe import load
 
     from .recipes import compare
@@ -185,7 +185,7 @@ def _compare_recipes(
     for recipe in recipes:
         load(recipe)
     with terminal.progress(quiet or as_json) as advance:
-        pair = (target or TARGET_DIR, drafter or DRAFTER_DIR)
+        pair = or_embedded(target, [drafter] if drafter else [])
         found = compare(bundle, recipes, pair, task, advance)
     if out:
         write_results(found, out)

@@ -133,11 +133,11 @@ def summary(found: Results) -> dict[str, float | str | bool | None]:
 
 def read_limit(manifest: Manifest, bandwidth: float, filled: int) -> Read:
     """`filled` positions' K/V is read for each token."""
-    target, drafter = manifest.parts["target"], manifest.parts["drafter"]
+    target, drafter = manifest.parts["target"], manifest.part_of(manifest.drafters.default)
     kv = manifest.kv_bytes_of(filled)
     return Read(
         target_bytes=target.size,
-        drafter_bytes=drafter.size,
+        drafter_bytes=drafter.size if drafter else 0,
         kv_bytes=kv,
         bandwidth=bandwidth,
         limit_tokens_per_s=bandwidth / (target.size + kv),

@@ -152,7 +152,7 @@ def test_graphs_with_experts_agree_with_transformers(make_bundle, make_pair, bac
     pair, bundle = make_pair("26b-a4b"), make_bundle("26b-a4b", "f32", backend)
     engine = open_engine(bundle, 1)
     texts = ["def largest(values):", "In the beginning"]
-    found = validate(bundle, engine, texts, 24, rungs(engine.manifest, pair.target, pair.drafter), lambda what: None)
+    found = validate(bundle, engine, texts, 24, rungs(engine.manifest, pair.target, [pair.drafter]), lambda what: None)
     assert max(row.max_error for rows in found.ladder.values() for row in rows) <= 1e-3
     assert found.passed, found.to_json()
     engine.close()

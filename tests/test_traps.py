@@ -33,9 +33,10 @@ from pocketdraft.export.reference import TransformersEngine
 from pocketdraft.export.step import Plain
 from pocketdraft.export.steps import mtp, target
 from pocketdraft.quantize.recipe import load
+from pocketdraft.runtime.drafter_specs import DrafterSpecs, MTPSpec
 from pocketdraft.runtime.engine import Engine
 from pocketdraft.runtime.ladder import climb, compare, tokens_needed
-from pocketdraft.runtime.manifest import DrafterSpec, Manifest
+from pocketdraft.runtime.manifest import Manifest
 
 LIMIT = 1e-3
 
@@ -59,19 +60,18 @@ def reference(make_pair):
 
 def steps_of(pair: Pair, shape: str, head: str = "auto") -> tuple[Manifest, list]:
     recipe = load("f32")
-    plan = Plan(pair.target, pair.drafter, Path(), Recipes(recipe, recipe, recipe), head=head, **WIDTHS)
+    plan = Plan(pair.target, (pair.drafter,), Path(), Recipes(recipe, recipe, recipe), head=head, **WIDTHS)
     files = Checkpoint.open(pair.target), Checkpoint.open(pair.drafter)
     steps, layout = make_steps(plan, load_models(*files), Plain())
     geometry = gemma4.Geometry.from_config(files[0].text_config)
-    drafter = DrafterSpec(
-        kind="mtp",
+    drafter = MTPSpec(
         head="centroid" if files[1].config.use_ordered_embeddings and head == "auto" else "dense",
         position="pending",
         kv_full=geometry.last_owner("full"),
         kv_sliding=geometry.last_owner("sliding"),
     )
     blank = scripted_manifest().model_dump()
-    blank |= {"graphs": [step.spec for step in steps], "kv": layout.layers, "drafter": drafter}
+    blank |= {"graphs": [step.spec for step in steps], "kv": layout.layers, "drafters": DrafterSpecs(mtp=drafter)}
     blank |= {"vocab_size": geometry.vocab, "context_length": layout.context}
     return Manifest.model_validate(blank), steps
 

@@ -44,6 +44,7 @@ class Geometry:
     per_layer: int = 0
     softcap: float | None = None
     embedding_scale: float = 1.0
+    tied_head: bool = True  # to the embedding, unless a checkpoint has a head of its own
 
     def last_owner(self, kind: Kind) -> int:
         """The layer whose K/V the KV-shared layers of this kind, and the drafter, read."""
@@ -61,9 +62,27 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(geometry.hidden, geometry.eps)
 
     def forward(self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
-        for layer, given in zip(self.layers, self.given(x, per_layer, positions, mask, kv), strict=True):
-            x = layer(x, *given, kv)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(self.states(x, per_layer, positions, mask, kv)[-1])  # type: ignore[no-any-return]
+
+    def states(
+        self,
+        embeddings: Tensor,
+        per_layer: Tensor | None,
+        positions: Tensor,
+        mask: Tensor,
+        kv: KVAccess,
+        layers: range | None = None,
+        state: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The hidden state [1, T, D] after each of `layers`, all unless told otherwise. They start from `state`, which
+        is the embeddings unless other layers ran before."""
+        layers = layers or range(len(self.layers))
+        x, found = embeddings if state is None else state, []
+        given = self.given(embeddings, per_layer, positions, mask, kv, layers)
+        for index in layers:
+            x = self.layers[index](x, *given[index], kv)
+            found.append(x)
+        return found
 
     @property
     def preparing(self) -> list[nn.Module]:
@@ -71,14 +90,22 @@ class Trunk(nn.Module):
         return []
 
     def given(
-        self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess
+        self,
+        x: Tensor,
+        per_layer: Tensor | None,
+        positions: Tensor,
+        mask: Tensor,
+        kv: KVAccess,
+        layers: range | None = None,
     ) -> list[tuple[Any, ...]]:
         """What each layer takes besides the hidden state: RoPE (cos and sin, [T, d]) and its additive mask.
 
         `mask` is the runtime's, bool [1, 1, T, context]; `per_layer`, [1, T, L, P], is for families that have it.
+        `layers` are those that the call runs, whose K/V `kv` has.
         """
         g = self.geometry
-        sliding = next((layer.reads for layer in g.layers if layer.kind == "sliding"), None)
+        run = [g.layers[index] for index in layers or range(len(g.layers))]
+        sliding = next((layer.reads for layer in run if layer.kind == "sliding"), None)
         slots = mask.shape[-1] if sliding is None else kv.read(sliding)[0].shape[2]
         masks = additive_masks(mask, positions, g.window, held_positions(slots, mask.shape[-1], kv.last))
         sizes = {layer.kind: layer.head_dim for layer in g.layers}
@@ -98,3 +125,8 @@ class Target(nn.Module):
         self.lm_head = linear(geometry.hidden, geometry.vocab)
         if geometry.per_layer:
             self.embed_tokens_per_layer = nn.Embedding(geometry.vocab, len(geometry.layers) * geometry.per_layer)
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Parameters that a checkpoint may leave out, by those that they share."""
+        return {"lm_head.weight": "embed_tokens.weight"} if self.geometry.tied_head else {}

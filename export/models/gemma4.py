@@ -176,10 +176,16 @@ class Trunk(decoder.Trunk):
         return [self.per_layer_model_projection] if self.geometry.per_layer else []
 
     def given(
-        self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess
+        self,
+        x: Tensor,
+        per_layer: Tensor | None,
+        positions: Tensor,
+        mask: Tensor,
+        kv: KVAccess,
+        layers: range | None = None,
     ) -> list[tuple[Any, ...]]:
         """What each layer takes besides the hidden state: its per-layer input, RoPE and mask."""
-        given = super().given(x, None, positions, mask, kv)
+        given = super().given(x, None, positions, mask, kv, layers)
         if per_layer is None:
             return [(None, *one) for one in given]
         projected = self.per_layer_model_projection(x) * self.geometry.hidden**-0.5
@@ -191,10 +197,6 @@ class Trunk(decoder.Trunk):
 def make_target(config: Gemma4TextConfig) -> Target:
     """Without weights."""
     return Target(Trunk(Geometry.from_config(config)))
-
-
-def tied(config: Gemma4TextConfig) -> dict[str, str]:
-    return {"lm_head.weight": "embed_tokens.weight"}
 
 
 def own_name(name: str, config: Gemma4TextConfig) -> str | None:

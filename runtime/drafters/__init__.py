@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..accept import Verdict
@@ -14,12 +15,12 @@ from ..draft_length import EarlyStop
 from ..errors import PocketdraftError
 from ..proposal import Proposal
 from ..sampler import GREEDY, Rule, Sampler
-from ..target import Target, Verified
+from ..target import Prefilled, Target, Verified
 
 
 class Drafter(Protocol):
-    def restart(self) -> None:
-        """The context has grown by a prompt: what was observed before is stale."""
+    def restart(self, prefilled: Sequence[Prefilled]) -> None:
+        """The context has grown by a prompt, of which this much is new: what was observed before is stale."""
 
     def propose(self, context: Context, count: int) -> Proposal:
         """At most `count` nodes after the pending token; none is allowed, and means plain decoding.

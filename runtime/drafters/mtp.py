@@ -8,6 +8,8 @@ drawn after the same temperature, truncation and penalty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..accept import Verdict
@@ -16,7 +18,7 @@ from ..context import Context
 from ..draft_length import EarlyStop
 from ..proposal import NOTHING, Proposal
 from ..sampler import GREEDY, Draft, Sampler
-from ..target import Floats, Target, Verified
+from ..target import Floats, Prefilled, Target, Verified
 
 DRAWS = True  # its drafts, where the sampler is not greedy
 
@@ -29,7 +31,7 @@ class MTPDrafter:
         self._graph = target.engine.manifest.graphs_of("draft")[0].name
         self._hidden: Floats | None = None
 
-    def restart(self) -> None:
+    def restart(self, prefilled: Sequence[Prefilled]) -> None:
         self._hidden = None
 
     def propose(self, context: Context, count: int) -> Proposal:
