@@ -26,7 +26,10 @@ from .stored import Places
 
 
 class Kind(Protocol):
-    """A file of `steps` with drafters in it. `model` is what its `make` gives."""
+    """A file of `steps` with drafters in it. `model` is what its `make` gives.
+
+    It may have a function `own_name`, as a `families.Family` does, for names that are more than `model.` and ours.
+    """
 
     KIND: str
     MODEL_TYPES: tuple[str, ...]

@@ -14,7 +14,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 
 from . import models
 from .checkpoint import Checkpoint
-from .models.decoder import Target
+from .models.decoder import Geometry, Target
 from .stored import Places
 
 
@@ -26,9 +26,6 @@ class Family(Protocol):
     def make_target(self, config: PretrainedConfig) -> Target:
         """Without weights. Raises PocketdraftError for what the graphs do not cover."""
 
-    def tied(self, config: PretrainedConfig) -> dict[str, str]:
-        """Parameters that a checkpoint may leave out, by those that they share."""
-
     def own_name(self, name: str, config: PretrainedConfig) -> str | None:
         """The parameter that a checkpoint's weight is; None where nothing reads it."""
 
@@ -37,7 +34,7 @@ def family_of(config: PretrainedConfig) -> Family:
     """Of a target's whole configuration. Raises PocketdraftError for any other."""
     found = [family for family in _families() if config.model_type in family.MODEL_TYPES]
     if not found:
-        known = ", ".join(model_types())
+        known = ", ".join(target_types())
         raise PocketdraftError(
             f"A {config.model_type} was given as the target, pocketdraft exports {known}; "
             "give another, or the folders of --target and --drafter the other way round."
@@ -45,8 +42,7 @@ def family_of(config: PretrainedConfig) -> Family:
     return found[0]
 
 
-def model_types() -> tuple[str, ...]:
-    """Of all targets."""
+def target_types() -> tuple[str, ...]:
     return tuple(kind for family in _families() for kind in family.MODEL_TYPES)
 
 
@@ -55,12 +51,17 @@ def make_target(config: PretrainedConfig) -> Target:
     return family_of(config).make_target(config.get_text_config())
 
 
+def geometry_of(config: PretrainedConfig) -> Geometry:
+    with torch.device("meta"):
+        return make_target(config).geometry
+
+
 def load_target(checkpoint: Checkpoint) -> tuple[Target, Places]:
     """The target with its large weights on the meta device, and where they lie."""
     family, config = family_of(checkpoint.config), checkpoint.text_config
     with torch.device("meta"):
         target = family.make_target(config)
-    stored = checkpoint.load_into(target, family.tied(config), lambda name: family.own_name(name, config))
+    stored = checkpoint.load_into(target, target.tied, lambda name: family.own_name(name, config))
     return target.eval(), stored
 
 

@@ -44,6 +44,7 @@ class Geometry:
     per_layer: int = 0
     softcap: float | None = None
     embedding_scale: float = 1.0
+    tied_head: bool = True  # to the embedding, unless a checkpoint has a head of its own
 
     def last_owner(self, kind: Kind) -> int:
         """The layer whose K/V the KV-shared layers of this kind, and the drafter, read."""
@@ -124,3 +125,8 @@ class Target(nn.Module):
         self.lm_head = linear(geometry.hidden, geometry.vocab)
         if geometry.per_layer:
             self.embed_tokens_per_layer = nn.Embedding(geometry.vocab, len(geometry.layers) * geometry.per_layer)
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Parameters that a checkpoint may leave out, by those that they share."""
+        return {"lm_head.weight": "embed_tokens.weight"} if self.geometry.tied_head else {}

@@ -199,10 +199,6 @@ def make_target(config: Gemma4TextConfig) -> Target:
     return Target(Trunk(Geometry.from_config(config)))
 
 
-def tied(config: Gemma4TextConfig) -> dict[str, str]:
-    return {"lm_head.weight": "embed_tokens.weight"}
-
-
 def own_name(name: str, config: Gemma4TextConfig) -> str | None:
     """KV-shared layers have K/V weights in some checkpoints, which nothing reads; nor does it other modalities."""
     own = PREFIX.sub("", name)

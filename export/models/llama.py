@@ -45,6 +45,7 @@ def geometry_of(config: PretrainedConfig) -> Geometry:
         heads=config.num_attention_heads,
         layers=tuple(layers),
         eps=config.rms_norm_eps,
+        tied_head=config.tie_word_embeddings,
         rope={"full": (config.rope_parameters["rope_theta"], 1.0)},
     )
 
@@ -99,10 +100,6 @@ def make_target(config: PretrainedConfig) -> Target:
     """Without weights."""
     geometry, qk_norm = geometry_of(config), config.model_type == "qwen3"
     return Target(Trunk(geometry, (DecoderLayer(geometry, index, qk_norm) for index in range(len(geometry.layers)))))
-
-
-def tied(config: PretrainedConfig) -> dict[str, str]:
-    return {"lm_head.weight": "embed_tokens.weight"} if config.tie_word_embeddings else {}
 
 
 def own_name(name: str, config: PretrainedConfig) -> str | None:

@@ -10,7 +10,7 @@ from pocketdraft.runtime.drafter_specs import DraftModelSpec
 from pocketdraft.runtime.manifest import GraphSpec
 
 from ..checkpoint import Checkpoint
-from ..families import family_of, make_target, model_types
+from ..families import family_of, make_target, target_types
 from ..kv_layout import KVLayout
 from ..models.decoder import Target
 from ..plan import Plan
@@ -18,7 +18,7 @@ from ..step import Operators, Step
 from .target import Wants, embedder_steps, target_steps
 
 KIND = "draft_model"
-MODEL_TYPES = model_types()  # any target may draft for a larger one
+MODEL_TYPES = target_types()
 
 
 def facts(target: Checkpoint, drafter: Checkpoint) -> Iterator[tuple[str, object, object]]:
@@ -30,12 +30,12 @@ def make(config: PretrainedConfig, target: Target) -> Target:
     return make_target(config)
 
 
+def tied(model: Target) -> dict[str, str]:
+    return model.tied
+
+
 def own_name(name: str, config: PretrainedConfig) -> str | None:
     return family_of(config).own_name(name, config.get_text_config())
-
-
-def tied(model: Target) -> dict[str, str]:
-    return {"lm_head.weight": "embed_tokens.weight"}
 
 
 def wants(model: Target) -> Wants:

@@ -13,7 +13,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import GraphSpec
 
 from ..checkpoint import Checkpoint
-from ..families import make_target
+from ..families import geometry_of
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
 from ..models import gemma4
@@ -35,9 +35,10 @@ def facts(target: Checkpoint, drafter: Checkpoint) -> Iterator[tuple[str, object
     ours, theirs = target.text_config, drafter.text_config
     yield "vocabulary size", ours.vocab_size, theirs.vocab_size
     yield "backbone hidden size", ours.hidden_size, drafter.config.backbone_hidden_size
-    geometry = make_target(target.config).geometry
-    reader = gemma4.Geometry.from_config(theirs, geometry)
+    geometry = geometry_of(target.config)
     kinds: tuple[Kind, Kind] = ("sliding", "full")
+    yield "layers to read of the kinds", sorted({layer.kind for layer in geometry.layers}), sorted(kinds)
+    reader = gemma4.Geometry.from_config(theirs, geometry)
     for kind in kinds:
         owner = geometry.layers[geometry.last_owner(kind)]
         for layer in reader.layers:
@@ -54,13 +55,13 @@ def make(config: PretrainedConfig, target: Target) -> Drafter:
     return make_drafter(config, target.geometry)
 
 
-def own_name(name: str, config: PretrainedConfig) -> str | None:
-    return gemma4.own_name(name, config)
-
-
 def tied(model: Drafter) -> dict[str, str]:
     heads = {"lm_head.weight": "embed_tokens.weight"}
     return heads | ({"masked_embedding.rows.weight": "lm_head.weight"} if model.has_centroids else {})
+
+
+def own_name(name: str, config: PretrainedConfig) -> str | None:
+    return gemma4.own_name(name, config.get_text_config())
 
 
 def wants(model: Drafter) -> Wants:
