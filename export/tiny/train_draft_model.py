@@ -10,6 +10,7 @@ import time
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Gemma4ForCausalLM
 
 from ..distil import token_loss
@@ -50,3 +51,16 @@ def new_draft_model(target: Gemma4ForCausalLM) -> Gemma4ForCausalLM:
     u, s, _ = torch.linalg.svd(target.lm_head.weight, full_matrices=False)
     model.lm_head.weight.copy_((u * s)[:, : config.hidden_size])
     return model
+
+
+@torch.no_grad()
+def accepted(model: Gemma4ForCausalLM, tokens: Tensor, drafts: int) -> Tensor:
+    """How many drafts are the text's own tokens, up to the first that is not: int64 [B, T - 1] for `tokens` [B, T].
+
+    Entry p counts drafts of the tokens from p + 2 on. A draft that stands is what the text goes on with, so that one
+    pass over the text gives all drafts.
+    """
+    stands = model(input_ids=tokens, use_cache=False).logits.argmax(-1)[:, :-1] == tokens[:, 1:]
+    rows = torch.arange(tokens.shape[1] - 1)
+    stands = pad(stands, (0, drafts + 1))  # nothing follows the text
+    return torch.stack([stands[:, rows + 1 + k] for k in range(drafts)]).long().cumprod(0).sum(0)

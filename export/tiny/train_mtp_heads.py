@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, Gemma4ForCausalLM, Qwen3Config
 from transformers.modeling_layers import MtpLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
@@ -26,6 +28,7 @@ from .train_drafter import _mixed
 from .training import Batches
 
 TEXTS = 6  # of a step
+PADDING = 0
 MASKED = torch.finfo(torch.float32).min
 # transformers' names of a head's parts, and those in checkpoints of Mellum and Qwen3.5.
 NAMES = {
@@ -73,13 +76,12 @@ FIELDS = (
 )
 
 
-def unroll(head: MtpLayer, teacher: Teacher, depth: int) -> Iterator[Tensor]:
-    """Yields the state of draft k = 0.. from every row p = 0..T - depth - 1, [B, N, D]: it is of token p + 2 + k.
+def unroll(head: MtpLayer, teacher: Teacher, depth: int, count: int) -> Iterator[Tensor]:
+    """Yields the state of draft k = 0.. from every row p = 0..N - 1, [B, N, D]: it is of token p + 2 + k.
 
     Draft 0 is fed the target's hidden state; draft k > 0 the state before it and the text's token p + 1 + k, and sees
     the K/V of rows 0..p and of its own drafts.
     """
-    count = teacher.tokens.shape[1] - depth
     rows, cache, state = torch.arange(count), DynamicCache(), teacher.hidden[:, :count]
     past = torch.zeros(count, count).masked_fill(rows[None] > rows[:, None], MASKED)
     own = torch.full((count, count), MASKED).fill_diagonal_(0.0)
@@ -99,9 +101,9 @@ def unroll(head: MtpLayer, teacher: Teacher, depth: int) -> Iterator[Tensor]:
 def head_loss(head: MtpLayer, teacher: Teacher, depth: int) -> Tensor:
     """Nats a draft, a scalar: towards the target's own distributions."""
     loss, total = torch.zeros(()), 0.0
-    rows = torch.arange(teacher.tokens.shape[1] - depth)
+    rows = torch.arange(teacher.tokens.shape[1] - depth)  # the rest has too few tokens after it
     weight = torch.ones(len(teacher.tokens), len(rows))
-    for k, state in enumerate(unroll(head, teacher, depth)):
+    for k, state in enumerate(unroll(head, teacher, depth, len(rows))):
         wanted = teacher.logits(rows + k + 1)
         loss = loss + DEPTH_DECAY**k * (weight * token_loss(logits(teacher, state), wanted)).sum() / weight.sum()
         total += DEPTH_DECAY**k
@@ -118,12 +120,12 @@ def logits(teacher: Teacher, state: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accepted(head: MtpLayer, teacher: Teacher, drafts: int) -> Tensor:
-    """How many drafts from each row are the text's own tokens, up to the first that is not: int64 [B, T - drafts]."""
-    rows = torch.arange(teacher.tokens.shape[1] - drafts)
-    padded = torch.nn.functional.pad(teacher.tokens, (0, 1), value=-1)
+    """How many drafts from each row are the text's own tokens, up to the first that is not: int64 [B, T - 1]."""
+    padded = replace(teacher, tokens=pad(teacher.tokens, (0, drafts), value=PADDING))
+    rows = torch.arange(teacher.tokens.shape[1] - 1)
     matches = [
-        logits(teacher, state).argmax(-1) == padded[:, rows + k + 2]
-        for k, state in enumerate(unroll(head, teacher, drafts))
+        logits(teacher, state).argmax(-1) == padded.tokens[:, rows + k + 2]
+        for k, state in enumerate(unroll(head, padded, drafts, len(rows)))
     ]
     return torch.stack(matches).long().cumprod(0).sum(0)
 
@@ -140,3 +142,11 @@ def save_head(head: MtpLayer, config: MtpHeadsConfig, folder: Path) -> None:
     config.dtype = torch.bfloat16
     config.save_pretrained(folder)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_head(folder: Path) -> MtpLayer:
+    """What `save_head` wrote, as transformers' module in float32."""
+    head = new_head(MtpHeadsConfig.from_pretrained(folder))
+    stored = load_file(folder / "model.safetensors")
+    head.load_state_dict({name: stored[checkpoint_name(name)] for name in head.state_dict()})
+    return head.eval().requires_grad_(False)
