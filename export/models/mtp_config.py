@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 
-class MtpHeadsConfig(PretrainedConfig):
+class MtpHeadsConfig(PretrainedConfig):  # type: ignore[misc]
     """Of MTP layers as Mellum's and Qwen3.5's checkpoints name them (`mtp.fc`, `mtp.layers.0`, `mtp.norm`).
 
     transformers has no class for the layers without their target. Field names are those that its targets use:
