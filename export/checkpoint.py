@@ -19,8 +19,12 @@ from pocketdraft.runtime.manifest import CHAT_TEMPLATE_NAME, Tokens, sha256
 from .adapter import Adapter
 from .hf_compat import patch_transformers
 from .kv_int8 import KV_STEP
+from .models.mtp_config import MtpHeadsConfig
 from .packed import unpacked
 from .stored import Places, Stored, adapted, stored_in
+
+# Of what transformers has no class for without its target.
+OWN_CONFIGS: dict[str, type[PretrainedConfig]] = {config.model_type: config for config in (MtpHeadsConfig,)}
 
 
 @dataclass(frozen=True)
@@ -185,10 +189,11 @@ def read_config(folder: Path) -> PretrainedConfig:
         kind = raw.get("model_type") if isinstance(raw, dict) else None
     except ValueError as error:
         raise PocketdraftError(f"{config_file} is not JSON ({error}); download the checkpoint again.") from error
-    if kind not in CONFIG_MAPPING:
+    if kind not in OWN_CONFIGS and kind not in CONFIG_MAPPING:
         raise PocketdraftError(f"{config_file} has model_type {kind!r}, unknown to transformers; give another folder.")
     try:
-        return CONFIG_MAPPING[kind].from_dict(raw)
+        config = OWN_CONFIGS[kind] if kind in OWN_CONFIGS else CONFIG_MAPPING[kind]
+        return config.from_dict(raw)
     except Exception as error:  # transformers raises several kinds for a wrong value
         raise PocketdraftError(f"{config_file} is not a valid {kind} configuration: {_one_line(error)}.") from error
 

@@ -1,15 +1,22 @@
-"""The embedded default pair: a small, really trained Gemma 4 target and its MTP drafter. See MODEL_CARD.md.
-
-The target has drafters of other kinds too, `EMBEDDED` by kind.
-"""
+"""The embedded target, a small and really trained Gemma 4, and its drafters. See MODEL_CARD.md."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
 TARGET_DIR = HERE / "target"
-DRAFTER_DIR = HERE / "drafter"
-EMBEDDED = {"mtp": DRAFTER_DIR} | {kind: HERE / kind for kind in ("dflash", "mtp_heads", "draft_model")}
+DRAFTER_DIR = HERE / "drafter"  # MTP
+DFLASH_DIR = HERE / "dflash"
+MTP_HEADS_DIR = HERE / "mtp_heads"
+DRAFT_MODEL_DIR = HERE / "draft_model"
+EXITS_DIR = HERE / "exits"  # of the target
+EMBEDDED = {
+    "mtp": DRAFTER_DIR,
+    "dflash": DFLASH_DIR,
+    "mtp_heads": MTP_HEADS_DIR,
+    "draft_model": DRAFT_MODEL_DIR,
+    "early_exit": EXITS_DIR,
+}
 PROMPTS_FILE = HERE / "prompts.jsonl"
 MORE_PROMPTS_FILE = HERE / "prompts_more.jsonl"  # of domains that the embedded pair was not trained on
 

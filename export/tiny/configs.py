@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma4AssistantConfig, Gemma4TextConfig, PreTrainedModel
 
 from ..hf_compat import patch_transformers
+from ..models.mtp_config import MtpHeadsConfig
 
 VOCABULARY = 2048
 CENTROIDS, CENTROIDS_READ = 64, 8
@@ -92,6 +93,43 @@ def drafter_config(target: Gemma4TextConfig, centroids: bool, hidden: int = 64) 
         use_ordered_embeddings=centroids,
         num_centroids=CENTROIDS,
         centroid_intermediate_top_k=CENTROIDS_READ,
+    )
+
+
+def draft_model_config(target: Gemma4TextConfig) -> Gemma4TextConfig:
+    """An independent draft model: the target's tokens and architecture, half as wide, with K/V of its own."""
+    return Gemma4TextConfig(
+        vocab_size=target.vocab_size,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        layer_types=[SLIDING, SLIDING, FULL],
+        num_kv_shared_layers=0,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        global_head_dim=32,
+        sliding_window=target.sliding_window,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=0,
+        final_logit_softcapping=target.final_logit_softcapping,
+        max_position_embeddings=target.max_position_embeddings,
+        **SPECIAL,
+    )
+
+
+def mtp_heads_config(target: Gemma4TextConfig) -> MtpHeadsConfig:
+    """One native MTP head of full attention."""
+    return MtpHeadsConfig(
+        vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size,
+        intermediate_size=320,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        rms_norm_eps=target.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        max_position_embeddings=target.max_position_embeddings,
     )
 
 
