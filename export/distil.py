@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss, pad
+from torch.nn.functional import pad
 from transformers import Gemma4AssistantForCausalLM, PreTrainedModel
 from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma4AssistantMaskedEmbedder
 
@@ -99,7 +99,7 @@ def distillation_loss(
     for k, state in enumerate(unroll(drafter, teacher, depth, anchors)):
         wanted = teacher.logits(anchors + k + 1)
         choice = wanted.argmax(-1)
-        each = _loss(drafter.lm_head(state), wanted, choice)
+        each = choice_loss(drafter.lm_head(state), wanted)
         if head is not None:
             each = each + centroid_loss(head, state.detach(), wanted)
         weight = weight * (anchors + k + 2 < lengths[:, None])
@@ -165,9 +165,9 @@ def replay(
     stats.cut += at + 1 - (length - prompt)  # an accepted stop token leaves no room for the target's own
 
 
-def _loss(logits: Tensor, wanted: Tensor, choice: Tensor) -> Tensor:
-    """KL from the target's distribution, and the cross entropy of its argmax: [B, N]."""
+def choice_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """KL from the target's distribution, and the cross entropy of its choice: [..., V] each -> [...]."""
     ours, theirs = logits.float().log_softmax(-1), wanted.float().log_softmax(-1)
     soft = (theirs.exp() * (theirs - ours)).sum(-1)
-    hard = nll_loss(ours.flatten(0, 1), choice.flatten(), reduction="none").view_as(soft)
+    hard = -ours.gather(-1, wanted.argmax(-1, keepdim=True))[..., 0]
     return (1 - HARD_SHARE) * soft + HARD_SHARE * hard

@@ -1,4 +1,4 @@
-"""Trains the embedded pair from nothing: about an hour and a half on one CPU core.
+"""Trains the embedded target and its drafters from nothing: about an hour and a half on one CPU core.
 
     python -m pocketdraft.export.tiny.train --work build/tiny --botocore botocore-1.44.5-py3-none-any.whl
 
@@ -15,11 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma4AssistantForCausalLM,
+    Gemma4ForCausalLM,
+    MuseGlimmerAssistantModel,
+    PreTrainedTokenizerFast,
+)
 
 from ..hf_compat import patch_transformers
 from . import HERE
 from .corpus import DOMAINS, LICENCES, SOURCES, build_corpus, encode, train_tokenizer
+from .train_dflash import train_dflash
 from .train_drafter import add_centroid_head, train_drafter
 from .train_target import train_target, write_text
 from .training import Batches
@@ -38,6 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--target-steps", type=int, default=1500)
     parser.add_argument("--drafter-steps", type=int, default=1000)
+    parser.add_argument("--dflash-steps", type=int, default=2000)
     parser.add_argument("--texts", type=int, default=1536)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
@@ -61,7 +68,13 @@ def main() -> None:
         )
     dense = load(Gemma4AssistantForCausalLM, work / "dense")
     drafter = add_centroid_head(target, dense, Batches(work, "training", 21), written, 100)
+    if not (work / "dflash").exists():
+        train_dflash(target, Batches(work, "training", 7), written, chosen.dflash_steps).save_pretrained(
+            work / "dflash"
+        )
     publish(target, drafter, work, chosen.out)
+    # A DFlash drafter has the target's tokenizer and needs no copy.
+    load(MuseGlimmerAssistantModel, work / "dflash").to(torch.bfloat16).save_pretrained(chosen.out / "dflash")
 
 
 def load(kind: Any, folder: Path) -> Any:
