@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss, pad
+from torch.nn.functional import pad
 from transformers import Gemma4AssistantForCausalLM, PreTrainedModel
 from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma4AssistantMaskedEmbedder
 
@@ -114,7 +114,7 @@ def token_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """KL from the target's distribution, and the cross entropy of its argmax: [B, N, V] twice -> nats [B, N]."""
     ours, theirs = logits.float().log_softmax(-1), wanted.float().log_softmax(-1)
     soft = (theirs.exp() * (theirs - ours)).sum(-1)
-    hard = nll_loss(ours.flatten(0, 1), wanted.argmax(-1).flatten(), reduction="none").view_as(soft)
+    hard = -ours.gather(-1, wanted.argmax(-1, keepdim=True))[..., 0]
     return (1 - HARD_SHARE) * soft + HARD_SHARE * hard
 
 

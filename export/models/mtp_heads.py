@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from pocketdraft.runtime.errors import PocketdraftError
 
-from .attention import KVAccess, rotary, rotate
-from .layers import RMSNorm, linear
+from .attention import KVAccess, attend_grouped, rotary, rotate, split_heads
+from .layers import GatedMLP, RMSNorm, SiLU, linear
 from .masks import additive_masks, held_positions
 from .mtp_config import MtpHeadsConfig
 
@@ -85,41 +85,20 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(size, geometry.eps), RMSNorm(size, geometry.eps)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
-        g, tokens = self.geometry, x.shape[1]
-        query, key, value = (self._split(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        if g.qk_norm:
+        size = self.geometry.head_dim
+        query, key, value = (split_heads(project(x), size) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if self.geometry.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = (rotate(heads.transpose(1, 2), *rope) for heads in (query, key))
         kv.write(self.index, key, value.transpose(1, 2))
-        # Grouped queries lie under their KV head as further rows: [1, G, (H / G) * T, d].
-        groups = g.heads // g.kv_heads
-        query = query.reshape(1, g.kv_heads, groups * tokens, g.head_dim) * g.head_dim**-0.5
-        mixed = kv.attend(query, *kv.read(self.index), torch.cat([mask] * groups, 2))
-        mixed = mixed.reshape(1, g.heads, tokens, g.head_dim).transpose(1, 2)
-        return self.o_proj(mixed.reshape(1, tokens, g.heads * g.head_dim))  # type: ignore[no-any-return]
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(1, x.shape[1], -1, self.geometry.head_dim)
-
-
-class MLP(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, hidden: int, intermediate: int) -> None:
-        super().__init__()
-        self.gate_proj = linear(hidden, intermediate)
-        self.up_proj = linear(hidden, intermediate)
-        self.down_proj = linear(intermediate, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.o_proj(attend_grouped(query * size**-0.5, mask, kv, self.index))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
     def __init__(self, geometry: HeadGeometry, index: int) -> None:
         super().__init__()
         self.self_attn = Attention(geometry, index)
-        self.mlp = MLP(geometry.hidden, geometry.intermediate)
+        self.mlp = GatedMLP(geometry.hidden, geometry.intermediate, SiLU())
         self.input_layernorm = RMSNorm(geometry.hidden, geometry.eps)
         self.post_attention_layernorm = RMSNorm(geometry.hidden, geometry.eps)
 

@@ -16,12 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    Gemma4AssistantForCausalLM,
+    Gemma4ForCausalLM,
+    MuseGlimmerAssistantModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from ..hf_compat import patch_transformers
 from . import HERE
 from .configs import mtp_heads_config
 from .corpus import DOMAINS, LICENCES, SOURCES, build_corpus, encode, train_tokenizer
+from .train_dflash import train_dflash
 from .train_draft_model import train_draft_model
 from .train_drafter import add_centroid_head, train_drafter
 from .train_mtp_heads import save_head, train_mtp_head
@@ -44,6 +51,7 @@ def main() -> None:
     parser.add_argument("--drafter-steps", type=int, default=1000)
     parser.add_argument("--head-steps", type=int, default=2500)
     parser.add_argument("--draft-model-steps", type=int, default=4000)
+    parser.add_argument("--dflash-steps", type=int, default=2000)
     parser.add_argument("--texts", type=int, default=1536)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
@@ -75,9 +83,15 @@ def main() -> None:
         )
     small = load(Gemma4ForCausalLM, work / "draft_model")
     drafter = add_centroid_head(target, dense, Batches(work, "training", 21), written, 100)
+    if not (work / "dflash").exists():
+        train_dflash(target, Batches(work, "training", 7), written, chosen.dflash_steps).save_pretrained(
+            work / "dflash"
+        )
     for assistant in (drafter, small):
         assistant.generation_config.num_assistant_tokens = 4
     publish({"target": target, "drafter": drafter, "draft_model": small}, work, chosen.out)
+    # A DFlash drafter has the target's tokenizer and needs no copy.
+    load(MuseGlimmerAssistantModel, work / "dflash").to(torch.bfloat16).save_pretrained(chosen.out / "dflash")
 
 
 def load(kind: Any, folder: Path) -> Any:
