@@ -27,6 +27,7 @@ from pocketdraft.runtime.manifest import CHAT_TEMPLATE_NAME, Tokens, sha256
 from .adapter import Adapter
 from .hf_compat import patch_transformers
 from .kv_int8 import KV_STEP
+from .models.exits_config import ExitsConfig
 from .packed import unpacked
 from .stored import Places, Stored, adapted, stored_in
 
@@ -38,6 +39,8 @@ CONFIGS: dict[str, type[PretrainedConfig]] = {
     "gemma4_unified": Gemma4UnifiedConfig,
     "gemma4_unified_text": Gemma4UnifiedTextConfig,
     "gemma4_unified_assistant": Gemma4UnifiedAssistantConfig,
+    # Trained here for a target that stays as it is.
+    "pocketdraft_exits": ExitsConfig,
 }
 # A fused Gemma4ForConditionalGeneration keeps its text model one level deeper, beside the other modalities.
 PREFIX = re.compile(r"^model\.(language_model\.)?")
@@ -82,11 +85,14 @@ class Checkpoint:
         return self.folder / "tokenizer.json"
 
     def require(self, kind: str) -> None:
-        """Refuses a target where a drafter is wanted, and the reverse."""
-        actual = "drafter" if self.config.model_type.endswith("_assistant") else "target"
+        """Refuses a target where a drafter is wanted, and the reverse, and exits for either."""
+        family = self.config.model_type
+        if family == ExitsConfig.model_type:
+            raise PocketdraftError(f"{self.folder} holds a target's exits; give the folder of a {kind}.")
+        actual = "drafter" if family.endswith("_assistant") else "target"
         if actual != kind:
             raise PocketdraftError(
-                f"{self.folder} holds a {actual} ({self.config.model_type}), a {kind} was asked for; "
+                f"{self.folder} holds a {actual} ({family}), a {kind} was asked for; "
                 "give the folders of --target and --drafter the other way round."
             )
 
@@ -175,9 +181,9 @@ class Checkpoint:
     def _unused_kv(self, name: str) -> bool:
         """KV-shared layers have K/V weights in some checkpoints; nothing reads them."""
         match = KV_WEIGHT.match(name)
-        text = self.text_config
-        first_shared = text.num_hidden_layers - (text.num_kv_shared_layers or 0)
-        return bool(match) and int(match.group(1)) >= first_shared  # type: ignore[union-attr]
+        if match is None or not (shared := getattr(self.text_config, "num_kv_shared_layers", None)):
+            return False
+        return int(match.group(1)) >= self.text_config.num_hidden_layers - shared
 
 
 def stacked_weights(module: nn.Module) -> dict[str, tuple[str, tuple[int, int, int]]]:

@@ -99,7 +99,7 @@ def distillation_loss(
     for k, state in enumerate(unroll(drafter, teacher, depth, anchors)):
         wanted = teacher.logits(anchors + k + 1)
         choice = wanted.argmax(-1)
-        each = _loss(drafter.lm_head(state), wanted, choice)
+        each = token_loss(drafter.lm_head(state), wanted)
         if head is not None:
             each = each + centroid_loss(head, state.detach(), wanted)
         weight = weight * (anchors + k + 2 < lengths[:, None])
@@ -108,6 +108,14 @@ def distillation_loss(
         if k + 1 < depth:  # where the text leaves the target's choice, later drafts would not be reached
             weight = weight * torch.where(teacher.tokens[:, anchors + k + 2] == choice, 1.0, OFF_PATH)
     return loss / total
+
+
+def token_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """KL from the target's distribution, and the cross entropy of its argmax: [B, N, V] twice -> nats [B, N]."""
+    ours, theirs = logits.float().log_softmax(-1), wanted.float().log_softmax(-1)
+    soft = (theirs.exp() * (theirs - ours)).sum(-1)
+    hard = nll_loss(ours.flatten(0, 1), wanted.argmax(-1).flatten(), reduction="none").view_as(soft)
+    return (1 - HARD_SHARE) * soft + HARD_SHARE * hard
 
 
 def centroid_loss(head: Gemma4AssistantMaskedEmbedder, state: Tensor, wanted: Tensor) -> Tensor:
@@ -163,11 +171,3 @@ def replay(
         at += count + 1
     stats.emitted += length - prompt
     stats.cut += at + 1 - (length - prompt)  # an accepted stop token leaves no room for the target's own
-
-
-def _loss(logits: Tensor, wanted: Tensor, choice: Tensor) -> Tensor:
-    """KL from the target's distribution, and the cross entropy of its argmax: [B, N]."""
-    ours, theirs = logits.float().log_softmax(-1), wanted.float().log_softmax(-1)
-    soft = (theirs.exp() * (theirs - ours)).sum(-1)
-    hard = nll_loss(ours.flatten(0, 1), choice.flatten(), reduction="none").view_as(soft)
-    return (1 - HARD_SHARE) * soft + HARD_SHARE * hard
