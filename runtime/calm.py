@@ -30,26 +30,27 @@ TAU = 4.0  # the paper's choice
 # --- how sure an exit is, 0 to 1
 
 
-def gap(logits: Floats) -> float:
-    """Between the probabilities of an exit's two best tokens. `logits` [V], after the softcap."""
-    second, first = np.partition(logits.astype(np.float64), -2)[-2:]
-    total = np.exp(logits.astype(np.float64) - first).sum()
-    return float((1.0 - np.exp(second - first)) / total)
+def gap(logits: Floats) -> Floats:
+    """Between the probabilities of an exit's two best tokens. `logits` [..., V], after the softcap -> float64 [...]."""
+    logits = logits.astype(np.float64)
+    best = np.partition(logits, -2)[..., -2:]
+    second, first = best[..., 0], best[..., 1]
+    return (1.0 - np.exp(second - first)) / np.exp(logits - first[..., None]).sum(-1)
 
 
-def cosine(state: Floats, before: Floats) -> float:
-    """Between the states [D] of an exit and of the one before it: they no longer turn once the token is settled.
+def cosine(state: Floats, before: Floats) -> Floats:
+    """Between the states [..., D] of an exit and of the one before it: they no longer turn once the token is settled.
 
-    -1 to 1; 0 if one of them is zero.
+    float64 [...], -1 to 1; 0 if one of them is zero.
     """
     state, before = state.astype(np.float64), before.astype(np.float64)
-    length = float(np.linalg.norm(state) * np.linalg.norm(before))
-    return float(np.clip(state @ before / length, -1.0, 1.0)) if length else 0.0
+    lengths = np.linalg.norm(state, axis=-1) * np.linalg.norm(before, axis=-1)
+    return np.clip((state * before).sum(-1) / np.where(lengths, lengths, 1.0), -1.0, 1.0)
 
 
-def probability(score: float) -> float:
-    """Of a classifier's score (a logit), that this exit's token is the last layer's."""
-    return 1.0 / (1.0 + math.exp(-score)) if score >= 0 else math.exp(score) / (1.0 + math.exp(score))
+def probability(score: Floats) -> Floats:
+    """Of a classifier's score (a logit) [...], that this exit's token is the last layer's: float64 [...]."""
+    return 0.5 + 0.5 * np.tanh(0.5 * np.asarray(score, np.float64))
 
 
 # --- when to leave
@@ -91,7 +92,7 @@ class ExitRule:
 
     def exits(self, t: int, confidence: float) -> bool:
         """False for NaN: an exit whose confidence means nothing is not taken."""
-        return not self.never and confidence > self.at(t)
+        return confidence > self.at(t)
 
 
 # --- how much a text was changed, 0 to 1

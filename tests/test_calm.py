@@ -43,7 +43,8 @@ def test_the_gap_is_that_of_the_softmax_whatever_is_added_to_the_logits(logits, 
     weights = np.exp(row.astype(np.float64) - row.max())
     second, first = np.sort(weights / weights.sum())[-2:]
     assert gap(row) == pytest.approx(first - second, abs=1e-12)
-    assert gap(row.astype(np.float64) + shift) == pytest.approx(gap(row), abs=1e-9)
+    both = gap(np.stack([row, row]).astype(np.float64) + np.array([[0.0], [shift]]))
+    assert both == pytest.approx(gap(row), abs=1e-9)
 
 
 def test_the_gap_of_a_tie_is_0_and_of_a_sure_exit_1():
@@ -57,12 +58,15 @@ def test_the_cosine_sees_direction_alone():
     assert cosine(state, -state) == pytest.approx(-1)
     assert cosine(state, np.array([2.0, -1.0, 0.0], np.float32)) == 0
     assert cosine(state, 0 * state) == 0
+    assert cosine(np.stack([state, -state]), state) == pytest.approx([1, -1])
 
 
 @given(st.floats(-1000, 1000))
 def test_a_score_s_probability_is_within_0_and_1_and_symmetric(score):
-    assert 0 <= probability(score) <= 1
-    assert probability(score) + probability(-score) == pytest.approx(1)
+    low, high = probability(np.array([-abs(score), abs(score)]))
+    assert 0 <= low <= 0.5 <= high <= 1
+    assert low + high == pytest.approx(1)
+    assert low == pytest.approx(math.exp(-abs(score)) / (1 + math.exp(-abs(score))), abs=1e-12)
 
 
 # --- when to leave
@@ -196,6 +200,18 @@ def test_the_lowest_certified_threshold_is_chosen():
 def test_a_threshold_below_a_failed_one_is_not_even_tried():
     found = calibrate(rules(0.9, 0.5, 0.1), losses(0.0, 0.6, 0.0), TEXTS, 0.2)
     assert found.rule.threshold == 0.9
+
+
+def test_a_p_value_above_epsilon_certifies_nothing_however_little_above():
+    found = calibrate(rules(0.9), losses(0.0, texts=14), TEXTS[:14], 0.2, epsilon=0.04)
+    assert found.rule.never
+    assert 0.04 < found.p_value < 0.05
+    assert calibrate(rules(0.9), losses(0.0, texts=14), TEXTS[:14], 0.2, epsilon=0.05).rule.threshold == 0.9
+
+
+def test_it_is_the_mean_over_texts_that_counts():
+    found = calibrate(rules(0.9), np.array([[1.0] * 5 + [0.0] * 95]), TEXTS, 0.2)
+    assert found.risk == pytest.approx(0.05)
 
 
 def test_all_may_be_certified():

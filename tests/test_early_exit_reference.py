@@ -1,7 +1,7 @@
 """LayerSkip's self-speculation in transformers (`assistant_early_exit`) is what we take it for.
 
 Its text is plain decoding's, and it accepts, round by round, what a small loop does that drafts with the first E
-layers, the final norm and the head. That loop keeps no cache, so a fault in transformers' cache handling could not hide.
+layers, the final norm and the head. That loop keeps no cache: a fault in transformers' cache handling could not hide.
 """
 
 from __future__ import annotations

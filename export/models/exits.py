@@ -73,9 +73,10 @@ def check_exits(config: ExitsConfig, target: Geometry) -> None:
         raise PocketdraftError(
             f"The exits have hidden size {config.hidden_size}, the target {target.hidden}; give exits of this target."
         )
-    if not config.cuts or not all(1 <= cut <= last for cut in config.cuts):
+    cuts = list(config.cuts)
+    if not cuts or cuts != sorted(set(cuts)) or cuts[0] < 1 or cuts[-1] > last:
         raise PocketdraftError(
-            f"The exits lie after layers {list(config.cuts)}, the target's may lie after 1 to {last}; "
+            f"The exits lie after layers {cuts}, the target's may lie after 1 to {last}, in ascending order; "
             "give exits of this target."
         )
 

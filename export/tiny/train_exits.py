@@ -109,10 +109,10 @@ def new_exits(target: Gemma4ForCausalLM, cuts: tuple[int, ...]) -> Exits:
             cuts=cuts, hidden_size=own.hidden_size, intermediate_size=INTERMEDIATE, rms_norm_eps=own.rms_norm_eps
         )
     )
-    for cut in cuts:
-        each = exits.after(cut)
-        nn.init.ones_(each.norm.weight)
-        for weight in (each.mlp.down_proj.weight, each.classifier.weight, each.classifier_bias):
+    for name, weight in exits.named_parameters():
+        if name.endswith("norm.weight"):
+            nn.init.ones_(weight)
+        elif name.endswith(("down_proj.weight", "classifier.weight", "classifier_bias")):
             nn.init.zeros_(weight)
     return exits
 
