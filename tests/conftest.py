@@ -98,6 +98,25 @@ def make_trained_bundle() -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def make_full_bundle() -> Callable[[str], Path]:
+    """The embedded target with a drafter of each kind, w8, by backend. Takes minutes. Kept: change a copy."""
+    from pocketdraft.export.pipeline import build
+    from pocketdraft.export.plan import Plan, Recipes
+    from pocketdraft.export.tiny import EMBEDDED, TARGET_DIR
+    from pocketdraft.quantize.recipe import load
+
+    @cache
+    def make(backend: str) -> Path:
+        def write(out: Path) -> None:
+            recipes = Recipes(*[load("w8")] * 3)
+            build([Plan(TARGET_DIR, tuple(EMBEDDED.values()), out, recipes, backend, prefill=(64,), verify=(5, 9))])
+
+        return kept(f"full-{backend}", write)
+
+    return make
+
+
 @pytest.fixture(scope="session", autouse=True)
 def clear_old_bundles() -> None:
     clear_old()

@@ -16,8 +16,9 @@ from pocketdraft.runtime.manifest import open_bundle
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "bundles"
 # Whatever a bundle may depend on.
-SOURCES = ("export", "quantize", "constraints.txt", "runtime/manifest.py", "runtime/text.py", "tests/conftest.py")
-SOURCES += ("tests/small_sizes.py", "runtime/chat_template.py", "runtime/chat_turns.py")
+SOURCES = ("export", "quantize", "constraints.txt", "runtime/manifest.py", "runtime/drafter_specs.py")
+SOURCES += ("runtime/text.py", "runtime/chat_template.py", "runtime/chat_turns.py")
+SOURCES += ("tests/conftest.py", "tests/small_sizes.py")
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:

@@ -39,8 +39,8 @@ class Opened private constructor(val manifest: Manifest, private val store: Conv
         save()
     }
 
-    /** As the bundle was tuned, else MTP with a few drafts. */
-    val drafter get() = manifest.tuned?.drafter ?: "mtp"
+    /** As the bundle was tuned, else what it holds, with a few drafts. */
+    val drafter get() = manifest.tuned?.drafter ?: manifest.defaultDrafter
     val drafts get() = manifest.tuned?.drafts ?: measuredDrafts
 
     /** How many the benchmark drafts a round: also where the choice is not to. */

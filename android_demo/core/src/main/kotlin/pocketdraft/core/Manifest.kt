@@ -3,14 +3,33 @@ package pocketdraft.core
 import java.io.File
 import java.security.MessageDigest
 
-const val FORMAT_VERSION = 1L
+const val FORMAT_VERSION = 2L
 const val MANIFEST_NAME = "bundle.json"
 const val TOKENIZER_NAME = "tokenizer.json"
 const val KV_PREFIX = "kv_cache_"
 
 enum class Backend { LITERT, EXECUTORCH, ONNX }
 
-enum class Role { PREFILL, DECODE, VERIFY, DRAFT, EMBED, EMBED_PER_LAYER }
+/** What a graph is for. Those of drafters that the phone does not run (yet) are read and left alone. */
+enum class Role(val runs: Boolean = true) {
+    PREFILL,
+    DECODE,
+    VERIFY,
+    DRAFT,
+    EMBED,
+    EMBED_PER_LAYER,
+    HEAD(false),
+    DFLASH_CONTEXT(false),
+    DFLASH_DRAFT(false),
+    EXIT_DRAFT(false),
+    EXIT_HEAD(false),
+    EXIT_VERIFY(false),
+    MTP_HEADS(false),
+    MODEL_PREFILL(false),
+    MODEL_DECODE(false),
+    MODEL_EMBED(false),
+    MODEL_EMBED_PER_LAYER(false),
+}
 
 enum class DType(val bytes: Int) { FLOAT32(4), FLOAT16(2), INT32(4), INT8(1), BOOL(1) }
 
@@ -55,15 +74,22 @@ class Manifest private constructor(val folder: File, root: Record) {
     val contextLength = root.int("context_length")
     val vocabSize = root.int("vocab_size")
     val kv = root.records("kv").map(::kvLayer)
-    val graphs = root.records("graphs").map(::graph)
-    val parts = root.table("parts").mapValues { (_, part) ->
+    private val allGraphs = root.records("graphs").map(::graph)
+    val graphs = allGraphs.filter { it.role.runs }
+    private val allParts = root.table("parts").mapValues { (_, part) ->
         Part(part.text("file"), part.whole("offset"), part.whole("size")).also { part.end() }
     }
+
+    /** Those that hold a graph of [graphs]. */
+    val parts = allParts.filterKeys { name -> graphs.any { it.part == name } }
+
+    /** What drafts unless told otherwise. */
+    val defaultDrafter: String
     val bos: Int?
     val stop: List<Int>
     val recipe: String = root.raw("recipe").toString()
     val target: String
-    val drafter: String
+    val drafters: List<String>
     val files = root.table("files").mapValues { (_, file) ->
         FileEntry(file.text("sha256"), file.whole("size")).also { file.end() }
     }
@@ -76,7 +102,7 @@ class Manifest private constructor(val folder: File, root: Record) {
     init {
         root.int("format_version")
         root.raw("versions")
-        root.raw("drafter")
+        defaultDrafter = if (root.record("drafters").isNull("mtp")) "prompt_lookup" else "mtp"
         root.textOrNull("device")
         with(root.record("tokens")) {
             bos = intOrNull("bos")
@@ -84,8 +110,8 @@ class Manifest private constructor(val folder: File, root: Record) {
             end()
         }
         with(root.record("source")) {
-            target = text("target")
-            drafter = text("drafter")
+            target = record("target").text("name")
+            drafters = table("drafters").values.map { it.text("name") }
         }
         root.end()
     }
@@ -140,11 +166,13 @@ class Manifest private constructor(val folder: File, root: Record) {
             val version = root.whole("format_version")
             if (version > FORMAT_VERSION) {
                 throw PocketdraftError(
-                    "The bundle has format version $version, this app reads up to $FORMAT_VERSION: " +
+                    "The bundle has format version $version, this app reads $FORMAT_VERSION: " +
                         "update the app or export again with its pocketdraft.",
                 )
             }
-            if (version < 1) throw PocketdraftError("$path has format version $version, the first is 1; export again.")
+            if (version < FORMAT_VERSION) {
+                throw PocketdraftError("$path has format version $version, this app reads $FORMAT_VERSION; export it again.")
+            }
             return Manifest(path.absoluteFile.parentFile, root).also { it.check(path) }
         }
 
@@ -194,7 +222,7 @@ class Manifest private constructor(val folder: File, root: Record) {
             if (leaves) throw PocketdraftError("$path names '$name', which leaves the bundle; do not trust it.")
         }
         if (TOKENIZER_NAME !in files) throw PocketdraftError("$path does not list $TOKENIZER_NAME; export the bundle again.")
-        for ((name, part) in parts) {
+        for ((name, part) in allParts) {
             val file = files[part.file]
                 ?: throw PocketdraftError("$path takes a graph from ${part.file}, which it does not list; export again.")
             if (part.offset < 0 || part.offset + part.size > file.size) {
@@ -202,12 +230,13 @@ class Manifest private constructor(val folder: File, root: Record) {
                 throw PocketdraftError("$path places $name up to byte $end of ${part.file}, which has ${file.size}; export again.")
             }
         }
-        for (role in listOf(Role.EMBED, Role.PREFILL, Role.DECODE, Role.VERIFY, Role.DRAFT)) {
+        val needed = listOf(Role.EMBED, Role.PREFILL, Role.DECODE, Role.VERIFY)
+        for (role in if (defaultDrafter == "mtp") needed + Role.DRAFT else needed) {
             if (graphsOf(role).isEmpty()) {
                 throw PocketdraftError("$path has no ${role.name.lowercase()} graph; export the bundle again.")
             }
         }
-        graphs.find { it.part !in parts }?.let {
+        allGraphs.find { it.part !in allParts }?.let {
             throw PocketdraftError("$path has a graph ${it.name} in a part '${it.part}' that it lacks; export again.")
         }
     }

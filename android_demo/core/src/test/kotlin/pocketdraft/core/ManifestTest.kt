@@ -31,9 +31,36 @@ class ManifestTest {
 
     @Test
     fun `a newer format asks for a newer app, whatever else it holds`() =
-        refuses("format version 99, this app reads up to 1: update the app") {
+        refuses("format version 99, this app reads 2: update the app") {
             read(JsonObject().apply { addProperty("format_version", 99) })
         }
+
+    @Test
+    fun `an older format asks for another export`() =
+        refuses("format version 1, this app reads 2; export it again") { read(changed { addProperty("format_version", 1) }) }
+
+    @Test
+    fun `graphs of drafters that the phone does not run are left alone`() {
+        val manifest = read(changed {
+            val graph = getAsJsonArray("graphs")[0].deepCopy().asJsonObject
+            graph.addProperty("name", "dflash_draft")
+            graph.addProperty("role", "dflash_draft")
+            graph.addProperty("part", "dflash")
+            getAsJsonArray("graphs").add(graph)
+            getAsJsonObject("parts").add("dflash", getAsJsonObject("parts")["target"].deepCopy())
+        })
+        assertTrue(manifest.graphs.none { it.name == "dflash_draft" })
+        assertTrue("dflash" !in manifest.parts)
+    }
+
+    @Test
+    fun `without an MTP drafter prompts are looked up`() {
+        val manifest = read(changed {
+            getAsJsonArray("graphs").removeAll { it.asJsonObject["role"].asString == "draft" }
+            getAsJsonObject("drafters").remove("mtp")
+        })
+        assertEquals("prompt_lookup", manifest.defaultDrafter)
+    }
 
     @Test
     fun `damage is named with its place`() {
