@@ -24,7 +24,7 @@ from pocketdraft.runtime.text import Tokenizer
 CONTEXT, PROMPT, BLOCK, HIDDEN, TAPS = 64, 9, 6, 32, 3
 ACCEPTED = (2, 0, 5, 1)  # drafts of each round: all of a block, none, some
 LIMIT = 1e-4
-FLOOR = 1.0
+FLOOR = 1.1  # drafts accepted a round: 1.29 was measured
 
 
 def small_config(**changes) -> MuseGlimmerAssistantConfig:
@@ -161,9 +161,9 @@ def test_sliding_layers_see_the_window_before_and_after():
 
 
 def test_sliding_layers_in_a_ring_agree():
-    """The ring holds the window, the block and what a context call may write beyond the committed tokens."""
-    config = small_config(layer_types=["sliding_attention"] * 3)
-    assert max(errors(*both(config), Loop(slots=20))) < LIMIT
+    """The ring holds the window, the block and what was committed; the window reaches before the text's start."""
+    config = small_config(layer_types=["sliding_attention"] * 3, sliding_window=PROMPT + 3)
+    assert max(errors(*both(config), Loop(slots=25))) < LIMIT
 
 
 def test_rows_beyond_the_committed_ones_leave_no_trace():
@@ -280,10 +280,17 @@ def test_the_embedded_weights_load_by_name(drafter):
     assert all(torch.equal(weight, drafter.get_parameter(name)) for name, weight in ours.named_parameters())
 
 
-def test_the_embedded_drafter_is_made_for_the_embedded_target(drafter, target):
-    assert drafter.config.to_diff_dict() == dflash_config(target.config).to_diff_dict()
+def test_the_embedded_drafter_is_what_the_training_makes(drafter, target):
+    made = DFlashGeometry.from_config(dflash_config(target.config))
+    assert DFlashGeometry.from_config(drafter.config) == made
+    assert made.hidden == target.config.hidden_size
+
+
+def test_no_text_is_written_with_the_mask():
     tokenizer = Tokenizer(TARGET_DIR / "tokenizer.json", bos=None)
-    assert tokenizer.decode([MASK_TOKEN]) == ""
+    assert tokenizer.spelling(MASK_TOKEN) == "<unk>"
+    bytes_of_all_kinds = bytes(range(256)).decode("latin-1") + "\ufffd\U0001f600"
+    assert MASK_TOKEN not in tokenizer.encode(bytes_of_all_kinds)
 
 
 @torch.no_grad()
