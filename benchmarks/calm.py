@@ -1,6 +1,7 @@
 """What confident early exit saves on the embedded target, at a risk that is certified (CALM, arXiv 2207.07061).
 
-    python benchmarks/calm.py [--work build/tiny] [--windows 24] [--tokens 48] [--deltas 0.1,0.2,0.3] [--losses OUT]
+    python benchmarks/calm.py [--work build/tiny] [--windows 24] [--tokens 48] [--cuts 3]
+        [--deltas 0.1,0.2,0.3] [--constant] [--losses OUT]
 
 Every text is decoded greedily with the full target and by each measure with a row of thresholds; its risk is the
 divergence of the two outputs. The thresholds are then calibrated on half of the texts, 100 times over: how often the
@@ -62,12 +63,12 @@ class Decoded:
 
 
 class Decoder:
-    def __init__(self, target: Gemma4ForCausalLM, exits: Exits, measure: Measure) -> None:
-        self.target, self.exits, self.measure = target, exits, measure
-        self.left_at = np.array([*exits.cuts, target.config.num_hidden_layers])
+    def __init__(self, target: Gemma4ForCausalLM, exits: Exits, cuts: Sequence[int], measure: Measure) -> None:
+        self.target, self.exits, self.cuts, self.measure = target, exits, cuts, measure
+        self.left_at = np.array([*cuts, target.config.num_hidden_layers])
         owners = target.config.num_hidden_layers - target.config.num_kv_shared_layers
-        if min(exits.cuts) < owners - 1:
-            raise SystemExit(f"An exit after {min(exits.cuts)} layers skips two that own K/V, of {owners}.")
+        if min(cuts) < owners - 1:
+            raise SystemExit(f"An exit after {min(cuts)} layers skips two that own K/V, of {owners}.")
         self.costs = self._costs(owners)
 
     @torch.no_grad()
@@ -89,8 +90,8 @@ class Decoder:
 
     def _leave(self, states: Sequence[Tensor], t: int, rules: Sequence[ExitRule]) -> tuple[Ints, Ints]:
         """Token and number of the exit by row. Row i goes by rule i, and only where it has not left is it asked on."""
-        token, exit_ = np.zeros(len(rules), np.int64), np.full(len(rules), len(self.exits.cuts))
-        for number, cut in enumerate(self.exits.cuts):
+        token, exit_ = np.zeros(len(rules), np.int64), np.full(len(rules), len(self.cuts))
+        for number, cut in enumerate(self.cuts):
             left = np.flatnonzero(exit_ > number)
             logits = self._logits(cut, states, left) if self.measure == "gap" else None
             sure = gap(logits) if logits is not None else self._confidence(cut, states)[left]
@@ -98,7 +99,7 @@ class Decoder:
             goes = left[leaves]
             exit_[goes] = number
             token[goes] = (self._logits(cut, states, goes) if logits is None else logits[leaves]).argmax(-1)
-        left = np.flatnonzero(exit_ == len(self.exits.cuts))
+        left = np.flatnonzero(exit_ == len(self.cuts))
         token[left] = self.target.lm_head(states[-1][left, 0]).argmax(-1).numpy()
         return token, exit_
 
@@ -116,7 +117,7 @@ class Decoder:
         layers = self.target.model.layers
         below = np.cumsum([0, *(sum(w.numel() for w in layer.parameters()) for layer in layers)])
         head, found, asked = self.target.lm_head.weight.numel(), [], 0
-        for cut in self.exits.cuts:
+        for cut in self.cuts:
             own = self.exits.after(cut)
             mlp = sum(w.numel() for w in own.mlp.parameters())
             taken = mlp + head  # that of the exit taken; the gap needs it of every exit tried
@@ -131,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--exits", type=Path, default=EXITS_DIR)
+    parser.add_argument("--cuts", help="leave after these layers alone, such as 3 or 3,5")
     parser.add_argument("--windows", type=int, default=24, help="of each domain's held-out corpus")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--deltas", default="0.1,0.2,0.3")
@@ -142,6 +144,7 @@ def main() -> None:
     target = load(Gemma4ForCausalLM, TARGET_DIR)
     exits, places = load_exits(Checkpoint.open(chosen.exits), Geometry.from_config(target.config))
     load_weights(places, exits)
+    cuts = sorted(map(int, chosen.cuts.split(","))) if chosen.cuts else exits.cuts
     prompts = gather(chosen.work, chosen.windows)
     stop = target.config.eos_token_id
     deltas = [float(delta) for delta in chosen.deltas.split(",")]
@@ -151,7 +154,7 @@ def main() -> None:
     print("| measure | delta | threshold | layers | weights read | held-out risk | held in |\n|" + " --- |" * 7)
     for measure in get_args(Measure):
         rules = [ExitRule(measure, threshold, chosen.tokens, tau) for threshold in (NEVER, *THRESHOLDS)]
-        decoder = Decoder(target, exits, measure)
+        decoder = Decoder(target, exits, cuts, measure)
         parts = [decoder(batch, rules, chosen.tokens) for batch in prompts.split(BATCH)]
         tokens, layers, weights = (
             np.concatenate([getattr(part, name) for part in parts], 1) for name in ("tokens", "layers", "weights")
