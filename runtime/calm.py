@@ -38,9 +38,9 @@ def gap(logits: Floats) -> Floats:
 
 
 def cosine(state: Floats, before: Floats) -> Floats:
-    """Between the states [..., D] of an exit and of the one before it: they no longer turn once the token is settled.
+    """Between the hidden states [..., D] of two layers that follow each other: they turn no more once all is settled.
 
-    float64 [...], -1 to 1; 0 if one of them is zero.
+    The later one is the exit's. float64 [...], -1 to 1; 0 if one of them is zero.
     """
     state, before = state.astype(np.float64), before.astype(np.float64)
     lengths = np.linalg.norm(state, axis=-1) * np.linalg.norm(before, axis=-1)
