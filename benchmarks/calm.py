@@ -33,9 +33,10 @@ from torch import Tensor
 from transformers import DynamicCache, Gemma4ForCausalLM
 
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.drafting import load_drafter
+from pocketdraft.export.families import make_target
 from pocketdraft.export.hf_compat import patch_transformers
-from pocketdraft.export.models.exits import Exits, load_exits
-from pocketdraft.export.models.gemma4 import Geometry
+from pocketdraft.export.models.exits import Exits
 from pocketdraft.export.stored import load as load_weights
 from pocketdraft.export.tiny import EXITS_DIR, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.export.tiny.corpus import DOMAINS
@@ -142,7 +143,7 @@ def main() -> None:
     torch.set_num_threads(1)
     patch_transformers()
     target = load(Gemma4ForCausalLM, TARGET_DIR)
-    exits, places = load_exits(Checkpoint.open(chosen.exits), Geometry.from_config(target.config))
+    exits, places = load_drafter(Checkpoint.open(chosen.exits), make_target(target.config))
     load_weights(places, exits)
     cuts = sorted(map(int, chosen.cuts.split(","))) if chosen.cuts else exits.cuts
     prompts = gather(chosen.work, chosen.windows)

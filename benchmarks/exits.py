@@ -24,9 +24,9 @@ import torch
 from transformers import Gemma4ForCausalLM
 
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.drafting import load_drafter
+from pocketdraft.export.families import make_target
 from pocketdraft.export.hf_compat import patch_transformers
-from pocketdraft.export.models.exits import load_exits
-from pocketdraft.export.models.gemma4 import Geometry
 from pocketdraft.export.stored import load as load_weights
 from pocketdraft.export.tiny import EXITS_DIR, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.export.tiny.train import load
@@ -67,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     patch_transformers()
     target = load(Gemma4ForCausalLM, TARGET_DIR)
-    exits, places = load_exits(Checkpoint.open(chosen.exits), Geometry.from_config(target.config))
+    exits, places = load_drafter(Checkpoint.open(chosen.exits), make_target(target.config))
     load_weights(places, exits)
     tokenizer = Tokenizer(TARGET_DIR / "tokenizer.json", target.config.bos_token_id)
     agreement: dict[tuple[int, str, str], list[float]] = defaultdict(list)

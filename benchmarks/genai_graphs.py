@@ -111,8 +111,8 @@ def write_graphs(files: tuple[Checkpoint, Checkpoint], recipes: Recipes, context
     layout = KVLayout.of(geometry, context)
     target = next(s for s in target_steps(models.target, layout, (), (2,), Rows()) if s.spec.role == "verify")
     embedders = embedder_steps(models.target)
-    head = "centroid" if models.drafter.has_centroids else "dense"
-    draft = mtp_step(models.drafter, geometry, layout, head, "pending", Plain())
+    head = "centroid" if models.drafters["mtp"].has_centroids else "dense"
+    draft = mtp_step(models.drafters["mtp"], geometry, layout, head, "pending", Plain())
     quantize_steps([target, draft, *embedders], recipes)
 
     carried = [tensor.name for tensor in draft.spec.inputs if tensor.is_kv]

@@ -82,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=chosen.work) as scratch:
         plan = Plan(
             target=folder / "target",
-            drafter=folder / "drafter",
+            drafters=(folder / "drafter",),
             out=folder / chosen.recipe,
             recipes=Recipes(recipe, recipe, recipe),
             context=chosen.context,

@@ -77,7 +77,7 @@ class Row:
         }[half]
         plan = Plan(
             target=TARGET_DIR if half == "drafter" else self.target,
-            drafter=DRAFTER_DIR,
+            drafters=(DRAFTER_DIR,),
             out=out,
             recipes=recipes,
             context=CONTEXT,
@@ -179,7 +179,7 @@ def rows(texts: list[list[int]], bits: float, work: Path) -> Iterator[Row]:
 def shapes_of_weights() -> dict[str, tuple[int, int]]:
     models = open_models(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR))
     recipes = Recipes(FLOAT, FLOAT, FLOAT)
-    steps, _ = make_steps(Plan(TARGET_DIR, DRAFTER_DIR, Path(), recipes, context=CONTEXT), models, Plain())
+    steps, _ = make_steps(Plan(TARGET_DIR, (DRAFTER_DIR,), Path(), recipes, context=CONTEXT), models, Plain())
     return {name: module.weight.shape for name, module in all_weights(steps).items()}
 
 

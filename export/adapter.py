@@ -252,7 +252,7 @@ def _read_config(folder: Path) -> _Config:
     if config.peft_type != "LORA":
         raise PocketdraftError(f"{path} has peft_type {config.peft_type}, only LORA is a sum of weights; {MERGE}")
     if config.bias != "none":
-        raise PocketdraftError(f"{path} has bias {config.bias!r}, Gemma 4 has no biases to add to; {MERGE}")
+        raise PocketdraftError(f"{path} has bias {config.bias!r}, the graphs have no biases to add to; {MERGE}")
     for key in NOT_A_SUM:
         if value := (config.model_extra or {}).get(key):
             raise PocketdraftError(f"{path} has {key} {json.dumps(value)}, which is more than W + BA; {MERGE}")

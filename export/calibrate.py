@@ -25,9 +25,9 @@ from pocketdraft.quantize.weights import Weight, on_grid, restore, round_trip
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
+from .families import family_of, load_target
 from .kv_int8 import HIGHEST
 from .layerwise import Moments, Recorder, TextKV, inputs_of, loaded, rounded_inputs
-from .models.gemma4 import load_target
 from .plan import Progress, Recipes
 from .rewritten import HEAD, Rewritten
 from .staging import CALIBRATED, check_out, staged
@@ -70,7 +70,7 @@ def calibrate(
     PocketdraftError for bad input, before any long work.
     """
     check_out(out, single=False, kind=CALIBRATED)
-    target.require("target")
+    family_of(target.config)
     pieces = [list(text[i : i + LONGEST]) for text in texts for i in range(0, len(text) - 1, LONGEST)]
     pieces = [piece for piece in pieces if len(piece) > 1]
     count = sum(map(len, pieces))
@@ -160,12 +160,12 @@ class Calibration:
                     text.now.x = run(text.now)
 
     def rows(self, table: nn.Embedding, tokens: Sequence[int], exact: bool = False) -> Tensor:
-        """Scaled embeddings [1, T, D], quantized unless they are to be `exact`."""
+        """Of an embedding table, [1, T, columns], quantized unless they are to be `exact`."""
         unique = sorted(set(tokens))
         rows = self.places[table].rows_at(unique)
         if not exact:
             rows = torch.from_numpy(round_trip(rows.numpy(), self.rule(table)))
-        return rows[torch.tensor([unique.index(token) for token in tokens])][None] * math.sqrt(rows.shape[1])
+        return rows[torch.tensor([unique.index(token) for token in tokens])][None]
 
 
 def fitted(weight: Weight, rule: Rule, moments: Moments) -> Weight:
@@ -189,7 +189,7 @@ def through_target(work: Calibration, pieces: Sequence[list[int]], progress: Pro
         stream.given = trunk.given(stream.x, stream.per_layer, positions, mask[None, None], stream.kv)
         return stream.x
 
-    work.through(texts, prepare, *([trunk.per_layer_model_projection] if geometry.per_layer else []))
+    work.through(texts, prepare, *trunk.preparing)
     for index, layer in enumerate(trunk.layers):
         progress("Calibrating the target", index, count + 1)
         work.through(texts, lambda s, layer=layer, i=index: layer(s.x, *s.given[i], s.kv), layer)  # type: ignore[misc]
@@ -212,9 +212,10 @@ def through_target(work: Calibration, pieces: Sequence[list[int]], progress: Pro
 
 
 def _embedded(work: Calibration, tokens: list[int], exact: bool) -> Stream:
-    target = work.target
+    target, geometry = work.target, work.target.geometry
     per_layer = None
-    if target.geometry.per_layer:
-        rows = work.rows(target.embed_tokens_per_layer, tokens, exact) / math.sqrt(len(target.geometry.layers))
-        per_layer = rows.reshape(1, len(tokens), len(target.geometry.layers), -1)
-    return Stream(work.rows(target.embed_tokens, tokens, exact), per_layer, TextKV(len(tokens)))
+    if geometry.per_layer:
+        rows = work.rows(target.embed_tokens_per_layer, tokens, exact) * math.sqrt(geometry.per_layer)
+        per_layer = rows.reshape(1, len(tokens), len(geometry.layers), -1)
+    rows = work.rows(target.embed_tokens, tokens, exact) * geometry.embedding_scale
+    return Stream(rows, per_layer, TextKV(len(tokens)))

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
-from transformers import (
-    Gemma4AssistantConfig,
-    Gemma4Config,
-    Gemma4TextConfig,
-    Gemma4UnifiedAssistantConfig,
-    Gemma4UnifiedConfig,
-    Gemma4UnifiedTextConfig,
-    PretrainedConfig,
-)
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import CHAT_TEMPLATE_NAME, Tokens, sha256
@@ -28,24 +20,12 @@ from .adapter import Adapter
 from .hf_compat import patch_transformers
 from .kv_int8 import KV_STEP
 from .models.exits_config import ExitsConfig
+from .models.mtp_config import MtpHeadsConfig
 from .packed import unpacked
 from .stored import Places, Stored, adapted, stored_in
 
-CONFIGS: dict[str, type[PretrainedConfig]] = {
-    "gemma4": Gemma4Config,
-    "gemma4_text": Gemma4TextConfig,
-    "gemma4_assistant": Gemma4AssistantConfig,
-    # 12B, which embeds images and sounds without towers of their own. Its text model's arithmetic is the others'.
-    "gemma4_unified": Gemma4UnifiedConfig,
-    "gemma4_unified_text": Gemma4UnifiedTextConfig,
-    "gemma4_unified_assistant": Gemma4UnifiedAssistantConfig,
-    # Trained here for a target that stays as it is.
-    "pocketdraft_exits": ExitsConfig,
-}
-# A fused Gemma4ForConditionalGeneration keeps its text model one level deeper, beside the other modalities.
-PREFIX = re.compile(r"^model\.(language_model\.)?")
-OTHER_MODALITIES = re.compile(r"^model\.(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder)\.")
-KV_WEIGHT = re.compile(r"^layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\.weight$")
+# Of what transformers has no class for without its target.
+OWN_CONFIGS: dict[str, type[PretrainedConfig]] = {config.model_type: config for config in (ExitsConfig, MtpHeadsConfig)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +43,7 @@ class Checkpoint:
 
     @staticmethod
     def open(folder: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
-        """`adapters` are merged in their order. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
+        """`adapters` are merged in their order. Raises PocketdraftError if the folder is no checkpoint."""
         config = read_config(folder)
         files = tuple(sorted(folder.glob("*.safetensors")))
         if not files:
@@ -76,39 +56,33 @@ class Checkpoint:
         return Checkpoint(folder, config, files, adapted(tensors, read), read)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Its own, and the adapters'."""
+        return (self.folder, *(adapter.folder for adapter in self.adapters))
+
+    @property
     def name(self) -> str:
-        """Of the folder, and of the adapters' folders."""
-        return " + ".join(path.resolve().name for path in (self.folder, *(a.folder for a in self.adapters)))
+        """Of its folders."""
+        return " + ".join(path.resolve().name for path in self.folders)
 
     @property
     def tokenizer_file(self) -> Path:
         return self.folder / "tokenizer.json"
 
-    def require(self, kind: str) -> None:
-        """Refuses a target where a drafter is wanted, and the reverse, and exits for either."""
-        family = self.config.model_type
-        if family == ExitsConfig.model_type:
-            raise PocketdraftError(f"{self.folder} holds a target's exits; give the folder of a {kind}.")
-        actual = "drafter" if family.endswith("_assistant") else "target"
-        if actual != kind:
-            raise PocketdraftError(
-                f"{self.folder} holds a {actual} ({family}), a {kind} was asked for; "
-                "give the folders of --target and --drafter the other way round."
-            )
-
     @property
-    def text_config(self) -> Gemma4TextConfig:
+    def text_config(self) -> PretrainedConfig:
         return self.config.get_text_config()
 
     def tokens(self) -> Tokens:
-        """Stop tokens are those of generation_config.json where there is one, else config.json's eos."""
-        eos, bos = self.text_config.eos_token_id, self.text_config.bos_token_id
-        path = self.folder / "generation_config.json"
-        if path.is_file():
-            generation = json.loads(path.read_text())
-            eos, bos = generation.get("eos_token_id", eos), generation.get("bos_token_id", bos)
+        """Those of generation_config.json where there is one, else of config.json. No `bos` where the tokenizer puts
+        none before a text: GPT-2's kind does not unless it is told to.
+        """
+        generation, tokenizer = (_json_of(self.folder / f"{name}_config.json") for name in ("generation", "tokenizer"))
+        eos = generation.get("eos_token_id", self.text_config.eos_token_id)
+        bos = generation.get("bos_token_id", self.text_config.bos_token_id)
         stop = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        return Tokens(bos=bos, stop=tuple(stop))
+        begins = tokenizer.get("add_bos_token", tokenizer.get("tokenizer_class") != "GPT2Tokenizer")
+        return Tokens(bos=bos if begins else None, stop=tuple(stop))
 
     def chat_template(self) -> str | None:
         path = self.folder / CHAT_TEMPLATE_NAME
@@ -135,25 +109,26 @@ class Checkpoint:
             if stored.adapters:
                 yield name, stored.read()
 
-    def load_into(self, module: nn.Module, tied: dict[str, str]) -> Places:
+    def load_into(self, module: nn.Module, tied: Mapping[str, str], own_name: Callable[[str], str | None]) -> Places:
         """Finds the tensor of each parameter of `module`, built on the meta device, and loads the small ones.
 
         The weights of linear layers and embeddings stay on the meta device: the result says where they lie.
         Norms, scalars and orders become float32 (integers stay). `tied` maps a parameter that a checkpoint may
-        leave out to the one that it shares. Raises PocketdraftError naming the first missing, extra, mis-shaped
-        or non-finite weight.
+        leave out to the one that it shares. `own_name` gives the parameter, a trunk's without that prefix, that a
+        weight of the checkpoint is; None where nothing reads it. Raises PocketdraftError naming the first missing,
+        extra, mis-shaped or non-finite weight.
         """
         wanted = {name.removeprefix("trunk."): p for name, p in module.named_parameters()}
         stacked = stacked_weights(module)
         found: dict[str, Stored] = {}
         for full_name, stored in self.tensors.items():
-            name = PREFIX.sub("", full_name)
-            name, shape = stacked.get(name, (name, None))
+            own = own_name(full_name)
+            if own is None or KV_STEP.search(full_name):
+                continue
+            name, shape = stacked.get(own, (own, None))
             if name not in wanted:
                 name = next((mine for mine, theirs in tied.items() if theirs == name), name)
             if name not in wanted:
-                if OTHER_MODALITIES.match(full_name) or KV_STEP.search(name) or self._unused_kv(name):
-                    continue
                 raise PocketdraftError(
                     f"{self.folder} has a weight {full_name} that {self.config.model_type} does not know; "
                     "check that config.json belongs to these weights."
@@ -177,13 +152,6 @@ class Checkpoint:
                 f"{self.folder}: weight {name} has shape {list(stored.shape)}, config.json asks for "
                 f"{list(shape)}; check that config.json belongs to these weights."
             )
-
-    def _unused_kv(self, name: str) -> bool:
-        """KV-shared layers have K/V weights in some checkpoints; nothing reads them."""
-        match = KV_WEIGHT.match(name)
-        if match is None or not (shared := getattr(self.text_config, "num_kv_shared_layers", None)):
-            return False
-        return int(match.group(1)) >= self.text_config.num_hidden_layers - shared
 
 
 def stacked_weights(module: nn.Module) -> dict[str, tuple[str, tuple[int, int, int]]]:
@@ -210,7 +178,7 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """Of a target or a drafter. Raises PocketdraftError if the folder is no Gemma 4 checkpoint."""
+    """Of a target or a drafter. Raises PocketdraftError if the folder is no checkpoint."""
     patch_transformers()
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -222,10 +190,11 @@ def read_config(folder: Path) -> PretrainedConfig:
         kind = raw.get("model_type") if isinstance(raw, dict) else None
     except ValueError as error:
         raise PocketdraftError(f"{config_file} is not JSON ({error}); download the checkpoint again.") from error
-    if kind not in CONFIGS:
-        raise PocketdraftError(f"{config_file} has model_type {kind!r}; pocketdraft exports {', '.join(CONFIGS)}.")
+    if kind not in OWN_CONFIGS and kind not in CONFIG_MAPPING:
+        raise PocketdraftError(f"{config_file} has model_type {kind!r}, unknown to transformers; give another folder.")
     try:
-        return CONFIGS[kind].from_dict(raw)
+        config = OWN_CONFIGS[kind] if kind in OWN_CONFIGS else CONFIG_MAPPING[kind]
+        return config.from_dict(raw)
     except Exception as error:  # transformers raises several kinds for a wrong value
         raise PocketdraftError(f"{config_file} is not a valid {kind} configuration: {_one_line(error)}.") from error
 
@@ -240,6 +209,12 @@ def _fill(module: nn.Module, wanted: dict[str, nn.Parameter], found: dict[str, S
             shared[stored] = wanted[name] if large else nn.Parameter(stored.read(), requires_grad=False)
         setattr(owner, leaf, shared[stored])
     return {parameter: stored for stored, parameter in shared.items() if parameter.is_meta}
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """Nothing where there is no such file."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
 
 
 def _one_line(error: Exception) -> str:

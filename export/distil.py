@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss, pad
+from torch.nn.functional import pad
 from transformers import Gemma4AssistantForCausalLM, PreTrainedModel
 from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma4AssistantMaskedEmbedder
 
@@ -114,7 +114,7 @@ def token_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     """KL from the target's distribution, and the cross entropy of its argmax: [B, N, V] twice -> nats [B, N]."""
     ours, theirs = logits.float().log_softmax(-1), wanted.float().log_softmax(-1)
     soft = (theirs.exp() * (theirs - ours)).sum(-1)
-    hard = nll_loss(ours.flatten(0, 1), wanted.argmax(-1).flatten(), reduction="none").view_as(soft)
+    hard = -ours.gather(-1, wanted.argmax(-1, keepdim=True))[..., 0]
     return (1 - HARD_SHARE) * soft + HARD_SHARE * hard
 
 
@@ -150,17 +150,22 @@ def accepted(drafter: Gemma4AssistantForCausalLM, teacher: Teacher, drafts: int,
 def replay(
     drafter: Gemma4AssistantForCausalLM, teacher: Teacher, prompt: int, budget: int, drafts: int, stats: Stats
 ) -> None:
-    """Adds to `stats` the rounds of the draft-verify loop over one text, [1, T].
-
-    The target wrote its tokens after the first `prompt` greedily: `budget` of them, or up to a stop token. This is
-    no estimate then, but what `runtime.session` counts, in one pass: a round accepts the drafts that are the
-    text's next tokens, and up to the first that is not, the drafter was fed what it is fed here. Only drafts
-    after a stop token, which the text does not have, are not proposed.
-    """
-    length, last = teacher.tokens.shape[1], prompt + budget - 1
+    """Adds to `stats` the rounds of the draft-verify loop over one text, [1, T]: see `count_rounds`."""
     padded = replace(teacher, tokens=pad(teacher.tokens, (0, drafts)))
-    anchors = torch.arange(prompt - 1, length - 1, device=teacher.tokens.device)
-    counts = accepted(drafter, padded, drafts, anchors)[0].tolist()
+    anchors = torch.arange(prompt - 1, teacher.tokens.shape[1] - 1, device=teacher.tokens.device)
+    count_rounds(accepted(drafter, padded, drafts, anchors)[0].tolist(), prompt, budget, drafts, stats)
+
+
+def count_rounds(counts: list[int], prompt: int, budget: int, drafts: int, stats: Stats) -> None:
+    """Adds to `stats` the rounds of the draft-verify loop over one text of T tokens.
+
+    `counts` are of anchors prompt - 1 to T - 2: how many drafts each would have accepted. The target wrote its tokens
+    after the first `prompt`: `budget` of them, or up to a stop token. This is no estimate then, but what
+    `runtime.session` counts, in one pass: a round accepts the drafts that are the text's next tokens, and up to the
+    first that is not, the drafter was fed what it is fed here. Only drafts after a stop token, which the text does not
+    have, are not proposed.
+    """
+    length, last = prompt + len(counts), prompt + budget - 1
     stats.outcomes[0, 0] += 1  # the prompt's own round has no hidden state to draft from
     at = 0
     while at < len(counts) - 1:  # anchor prompt - 1 + at; the tokens up to the one after it are out

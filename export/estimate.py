@@ -21,14 +21,14 @@ from pocketdraft.runtime.manifest import KVSteps
 
 from . import sizes
 from .checkpoint import read_config
+from .drafting import kind_of
+from .families import make_target
 from .kv_layout import KVLayout
-from .models.gemma4 import Geometry, Target
-from .models.gemma4_assistant import make_drafter
 from .pipeline import Models, backend_of, check_rules, kv_steps_of, make_steps
 from .plan import Plan
 from .step import Plain, Step, all_weights
 from .stored import CHUNK_BYTES
-from .tiny import DRAFTER_DIR, TARGET_DIR
+from .tiny import or_embedded
 
 CONTEXTS = (4096, 8192, 16384, 32768)
 PHONES_GB = (4, 6, 8, 12, 16, 24)
@@ -97,17 +97,18 @@ class Estimate:
         return found
 
 
-def blank_models(target: PretrainedConfig, drafter: PretrainedConfig) -> Models:
+def blank_models(target: PretrainedConfig, *drafters: PretrainedConfig) -> Models:
     """All parameters on the meta device."""
-    geometry = Geometry.from_config(target.get_text_config())
     with torch.device("meta"):
-        steps = {index: KVSteps(1.0, 1.0) for index in range(len(geometry.layers))}
-        return Models(Target(geometry), make_drafter(drafter, geometry), {}, steps)
+        model = make_target(target)
+        kinds = [(kind_of(config), config) for config in drafters]
+        made = {kind.KIND: kind.make(config, model) for kind, config in kinds}
+    return Models(model, made, {}, {index: KVSteps(1.0, 1.0) for index in range(len(model.geometry.layers))})
 
 
-def estimate(plan: Plan, target: PretrainedConfig, drafter: PretrainedConfig) -> Estimate:
+def estimate(plan: Plan, target: PretrainedConfig, *drafters: PretrainedConfig) -> Estimate:
     """Raises PocketdraftError for what no export could do (a rule that does not fit a weight, an odd geometry)."""
-    models = blank_models(target, drafter)
+    models = blank_models(target, *drafters)
     check_rules(plan, models)
     steps, _ = make_steps(plan, models, Plain())
     parts = _parts(plan, steps)
@@ -158,20 +159,17 @@ def physical_memory() -> int:
 def check_plans(plans: Sequence[Plan]) -> None:
     """As `check_memory`, for what is about to be exported."""
     for plan in plans:
-        check_memory(plan, estimate(plan, read_config(plan.target), read_config(plan.drafter)))
+        check_memory(plan, estimate(plan, *map(read_config, (plan.target, *plan.drafters))))
 
 
-def configs_of(
-    size: str | None, target: Path | None, drafter: Path | None
-) -> tuple[PretrainedConfig, PretrainedConfig]:
-    """Of one of Google's sizes, of two folders, or of the embedded pair. Raises PocketdraftError."""
-    if size is not None and (target or drafter):
+def configs_of(size: str | None, target: Path | None, drafters: Sequence[Path]) -> tuple[PretrainedConfig, ...]:
+    """The target's, then its drafters': of one of Google's sizes, or of folders. Raises PocketdraftError."""
+    if size is not None and (target or drafters):
         raise PocketdraftError(f"Both --size {size} and a folder were given; give one or the other.")
     if size is not None:
         return sizes.configs(size)
-    if (target is None) != (drafter is None):
-        raise PocketdraftError("Only one of --target and --drafter was given; give both or neither.")
-    return read_config(target or TARGET_DIR), read_config(drafter or DRAFTER_DIR)
+    folders = or_embedded(target, drafters)
+    return tuple(map(read_config, (folders[0], *folders[1])))
 
 
 def _parts(plan: Plan, steps: list[Step]) -> tuple[PartEstimate, ...]:

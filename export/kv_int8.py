@@ -44,7 +44,7 @@ class Int8KV(StepKV):
         keys, values = self._operators.write(
             *super().read(layer), _to_int8(key, steps.keys), _to_int8(value, steps.values), self._call
         )
-        self.tensors |= {f"kv_cache_k_{layer}": keys, f"kv_cache_v_{layer}": values}
+        self.put(layer, keys, values)
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         """As float32, in steps."""
@@ -66,10 +66,11 @@ def open_kv(
     last: Tensor,
     context: int,
     operators: Operators,
+    owner: str = "",
 ) -> StepKV:
     """K/V of a call. `steps` are those of `KVLayout.steps`, none where K/V are float32."""
     if not steps:
-        return StepKV(tensors, start, last, context, operators)
+        return StepKV(tensors, start, last, context, operators, owner)
     return Int8KV(tensors, start, last, context, operators, dict(steps))
 
 

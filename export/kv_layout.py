@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 from pocketdraft.runtime.manifest import KVLayer, KVSteps, TensorSpec
 
-from .models.gemma4 import Geometry
+from .models.decoder import Geometry
 
 
 @dataclass(frozen=True)
 class KVLayout:
-    """K is [1, heads, slots, head_dim], V is [1, heads, head_dim, slots]. See `KVLayer` for rings."""
+    """K is [1, heads, slots, head_dim], V is [1, heads, head_dim, slots]. See `KVLayer` for rings.
+
+    `owner` comes before the names of K/V that are a drafter's own, "dflash_".
+    """
 
     layers: tuple[KVLayer, ...]
     context: int
+    owner: str = ""
 
     @staticmethod
     def of(
@@ -43,6 +47,12 @@ class KVLayout:
         ]
         return KVLayout(tuple(layers), context)
 
+    @staticmethod
+    def own(owner: str, layers: int, heads: int, head_dim: int, context: int) -> KVLayout:
+        """Of a drafter that keeps K/V of the whole context in each of its layers."""
+        kept = [KVLayer(layer=index, kind="full", heads=heads, head_dim=head_dim) for index in range(layers)]
+        return KVLayout(tuple(kept), context, f"{owner}_")
+
     @property
     def steps(self) -> tuple[tuple[int, KVSteps], ...]:
         """Those of the layers whose K/V are int8."""
@@ -59,7 +69,7 @@ class KVLayout:
                 for name, shape in (("k", key), ("v", value)):
                     specs.append(
                         TensorSpec(
-                            name=f"kv_cache_{name}_{layer.layer}",
+                            name=f"{self.owner}kv_cache_{name}_{layer.layer}",
                             dtype="int8" if layer.steps else "float32",
                             shape=shape,
                         )

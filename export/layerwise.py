@@ -14,7 +14,7 @@ from .stored import Places
 
 
 class TextKV:
-    """K/V of one text, all of whose T tokens are one call. See `models.gemma4.KVAccess`."""
+    """K/V of one text, all of whose T tokens are one call. See `models.attention.KVAccess`."""
 
     def __init__(self, tokens: int) -> None:
         self.last = torch.tensor([tokens - 1], dtype=torch.int32)

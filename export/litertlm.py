@@ -25,7 +25,8 @@ class ChatFile:
 
 
 def pack(parts: Mapping[str, Path], chat: ChatFile, out: Path) -> dict[str, Part]:
-    """Writes `out` and returns where each part lies in it."""
+    """Writes `out` and returns where each part lies in it. Parts that LiteRT-LM has no name for stay beside it, in
+    files of their own."""
     from litert_lm_builder import litertlm_builder as builder
     from litert_lm_builder.runtime.proto import llm_metadata_pb2, llm_model_type_pb2
 
@@ -53,11 +54,16 @@ def pack(parts: Mapping[str, Path], chat: ChatFile, out: Path) -> dict[str, Part
         work.add_system_metadata(builder.Metadata(key="Authors", value="pocketdraft", dtype=builder.DType.STRING))
         work.add_llm_metadata(str(metadata_file))
         work.add_hf_tokenizer(str(chat.tokenizer))
-        for name, path in parts.items():
-            work.add_tflite_model(str(path), kinds[name])
+        for name, kind in kinds.items():
+            if name in parts:
+                work.add_tflite_model(str(parts[name]), kind)
         with out.open("wb") as stream:
             work.build(stream)
-    return _locate(out, {kind.value: name for name, kind in kinds.items()})
+    located = _locate(out, {kind.value: name for name, kind in kinds.items()})
+    for name in parts.keys() - kinds.keys():
+        beside = parts[name].rename(out.with_name(parts[name].name))
+        located[name] = Part(file=beside.name, offset=0, size=beside.stat().st_size)
+    return located
 
 
 def _locate(path: Path, names: Mapping[str, str]) -> dict[str, Part]:

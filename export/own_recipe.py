@@ -8,9 +8,8 @@ from dataclasses import replace
 from pocketdraft.quantize.recipe import Recipe, Rule
 from pocketdraft.quantize.weights import on_grid
 
-from .checkpoint import Checkpoint
 from .packed import Packed
-from .pipeline import make_steps, open_models
+from .pipeline import make_steps, open_files, open_models
 from .plan import Plan, Recipes
 from .step import Plain, all_weights
 from .stored import Stored
@@ -23,7 +22,7 @@ KINDS = (("int2", 0), ("int4", 0), *(("int4", block) for block in (256, 128, 64,
 
 def with_own_recipe(plan: Plan) -> Plan:
     """The plan with its recipes' rules behind those of its checkpoints' own."""
-    models = open_models(Checkpoint.open(plan.target, plan.lora), Checkpoint.open(plan.drafter, plan.drafter_lora))
+    models = open_models(*open_files(plan))
     modules = all_weights(make_steps(plan, models, Plain())[0])
     weights = {name: models.stored[module.weight] for name, module in modules.items()}
     recipes = {part: own_recipe(weights, plan.recipes.of(part)) for part in ("target", "drafter", "embedder")}

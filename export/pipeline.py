@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pocketdraft.quantize.weights import WeightError, check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import (
@@ -23,22 +25,22 @@ from pocketdraft.runtime.manifest import (
     KVSteps,
     Manifest,
     Source,
+    Sources,
     sha256,
 )
 
 from . import litertlm
 from .checkpoint import Checkpoint
+from .drafting import all_steps, by_kind, describe, load_drafter
+from .families import load_target
 from .kv_int8 import steps_in
 from .kv_layout import KVLayout
-from .models.gemma4 import Target, load_target
-from .models.gemma4_assistant import Drafter, load_drafter
+from .models.decoder import Target
 from .pair import check_pair
 from .plan import Plan, Progress
 from .quantized import Quantized, Weights
 from .staging import check_out, staged
 from .step import Operators, Plain, Step, all_weights
-from .steps.mtp import Head, drafter_spec, mtp_step
-from .steps.target import embedder_steps, target_steps
 from .stored import Places, load
 from .template import write_template
 
@@ -47,24 +49,25 @@ VERSIONED = ("pocketdraft", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Models:
-    """`stored` tells where the weights lie whose parameters are on the meta device: all the large ones.
+    """`drafters` are by kind. `stored` tells where the weights lie whose parameters are on the meta device: all the
+    large ones.
 
     `kv_steps` are those of int8 K/V by layer, where the checkpoint says them.
     """
 
     target: Target
-    drafter: Drafter
+    drafters: Mapping[str, nn.Module]
     stored: Places
     kv_steps: Mapping[int, KVSteps] = field(default_factory=dict)
 
     def fresh(self) -> Models:
         """Modules that a backend may take apart, over the same parameters."""
-        shared = {id(p): p for model in (self.target, self.drafter) for p in model.parameters()}
+        shared = {id(p): p for model in (self.target, *self.drafters.values()) for p in model.parameters()}
         return copy.deepcopy(self, dict(shared))
 
     def load(self) -> Models:
         """Reads the weights, float32."""
-        load(self.stored, self.target, self.drafter)
+        load(self.stored, self.target, *self.drafters.values())
         return self
 
 
@@ -75,9 +78,8 @@ def build(plans: Sequence[Plan], progress: Progress = lambda *_: None) -> list[M
     input, before any long work.
     """
     plan = plans[0]
-    files = Checkpoint.open(plan.target, plan.lora), Checkpoint.open(plan.drafter, plan.drafter_lora)
+    files = open_files(plan)
     check_pair(*files)
-    head_of(plan, files[1])
     progress("Reading checkpoints", 0, 1)
     models = open_models(*files)
     for one in plans:
@@ -98,28 +100,31 @@ def backend_of(plan: Plan) -> Any:
     return importlib.import_module(f".backends.{plan.backend}", __package__)
 
 
-def open_models(target: Checkpoint, drafter: Checkpoint) -> Models:
+def open_files(plan: Plan) -> list[Checkpoint]:
+    """The target's checkpoint, then the drafters'."""
+    adapters = [plan.lora, plan.drafter_lora, *[()] * len(plan.drafters)]
+    return [Checkpoint.open(folder, own) for folder, own in zip((plan.target, *plan.drafters), adapters, strict=False)]
+
+
+def open_models(target: Checkpoint, *drafters: Checkpoint) -> Models:
     """Checks names and shapes of all weights and reads the small ones."""
-    target_model, stored = load_target(target)
-    drafter_model, more = load_drafter(drafter, target_model.geometry)
-    return Models(target_model, drafter_model, stored | more, steps_in(target.tensors))
+    model, stored = load_target(target)
+    made = {}
+    for kind, drafter in by_kind(drafters).items():
+        made[kind], more = load_drafter(drafter, model)
+        stored |= more
+    return Models(model, made, stored, steps_in(target.tensors))
 
 
-def load_models(target: Checkpoint, drafter: Checkpoint) -> Models:
+def load_models(target: Checkpoint, *drafters: Checkpoint) -> Models:
     """With all weights, for torch to run."""
-    return open_models(target, drafter).load()
+    return open_models(target, *drafters).load()
 
 
 def make_steps(plan: Plan, models: Models, operators: Operators) -> tuple[list[Step], KVLayout]:
-    """All graphs of the pair, part by part."""
-    geometry = models.target.geometry
-    layout = KVLayout.of(geometry, plan.context, plan.ring_width, kv_steps_of(plan, models))
-    head: Head = "centroid" if plan.allows_centroids and models.drafter.has_centroids else "dense"
-    return [
-        *target_steps(models.target, layout, plan.prefill, plan.verify, operators),
-        mtp_step(models.drafter, geometry, layout, head, plan.position, operators),
-        *embedder_steps(models.target),
-    ], layout
+    """All graphs, part by part."""
+    layout = KVLayout.of(models.target.geometry, plan.context, plan.ring_width, kv_steps_of(plan, models))
+    return all_steps(plan, models.target, models.drafters, layout, operators), layout
 
 
 def kv_steps_of(plan: Plan, models: Models) -> Mapping[int, KVSteps] | None:
@@ -136,17 +141,7 @@ def kv_steps_of(plan: Plan, models: Models) -> Mapping[int, KVSteps] | None:
     return models.kv_steps
 
 
-def head_of(plan: Plan, drafter: Checkpoint) -> Head:
-    """Raises PocketdraftError if a centroid head is asked for where the checkpoint has none."""
-    centroids = drafter.config.use_ordered_embeddings
-    if plan.head == "centroid" and not centroids:
-        raise PocketdraftError(
-            f"The drafter {drafter.folder} has a dense head only, --head asks for centroid; leave --head out."
-        )
-    return "centroid" if plan.allows_centroids and centroids else "dense"
-
-
-def quantized_weights(plan: Plan, files: tuple[Checkpoint, Checkpoint], models: Models) -> dict[str, Quantized]:
+def quantized_weights(plan: Plan, files: Sequence[Checkpoint], models: Models) -> dict[str, Quantized]:
     """Every weight with its rule, nothing done yet."""
     sources = {stored: one.digest_of(stored) for one in files for stored in one.tensors.values()}
     weights = {}
@@ -178,13 +173,13 @@ def weight_errors(weights: Weights, progress: Progress) -> list[WeightError]:
 
 def _bundle(
     plan: Plan,
-    files: tuple[Checkpoint, Checkpoint],
+    files: Sequence[Checkpoint],
     models: Models,
     weights: Weights,
     errors: list[WeightError],
     progress: Progress,
 ) -> Manifest:
-    target, drafter = files
+    target = files[0]
     backend = backend_of(plan)
     with staged(plan.out, litertlm.FILE_NAME if plan.out.suffix == ".litertlm" else None) as folder:
         own = models.fresh() if backend.STREAMS else models.fresh().load()
@@ -204,10 +199,10 @@ def _bundle(
             kv=layout.layers,
             graphs=specs,
             parts=parts,
-            drafter=drafter_spec(models.target.geometry, head_of(plan, drafter), plan.position),
+            drafters=describe(plan, models.target, models.drafters),
             tokens=target.tokens(),
             recipe={part: plan.recipes.of(part).model_dump() for part in ("target", "drafter", "embedder")},
-            source=source_of(target, drafter),
+            source=sources_of(*files),
             versions={name: metadata.version(name) for name in (*VERSIONED, *backend.VERSIONED)},
             files={path.name: _entry(path) for path in sorted(folder.iterdir())},
         )
@@ -215,13 +210,11 @@ def _bundle(
     return manifest
 
 
-def source_of(target: Checkpoint, drafter: Checkpoint) -> Source:
-    return Source(
-        target=target.name,
-        target_sha256=target.sha256(),
-        drafter=drafter.name,
-        drafter_sha256=drafter.sha256(),
-    )
+def sources_of(target: Checkpoint, *drafters: Checkpoint) -> Sources:
+    def source(checkpoint: Checkpoint) -> Source:
+        return Source(name=checkpoint.name, sha256=checkpoint.sha256())
+
+    return Sources(target=source(target), drafters={kind: source(one) for kind, one in by_kind(drafters).items()})
 
 
 def _entry(path: Path) -> FileEntry:

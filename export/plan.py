@@ -9,7 +9,7 @@ from typing import Literal
 
 from pocketdraft.quantize.recipe import Recipe, Rule
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import Backend, Device
+from pocketdraft.runtime.manifest import Backend, Device, recipe_part
 
 from .cache import Cache
 
@@ -26,7 +26,7 @@ class Recipes:
     embedder: Recipe
 
     def of(self, part: str) -> Recipe:
-        return {"target": self.target, "drafter": self.drafter}.get(part, self.embedder)
+        return {"target": self.target, "drafter": self.drafter, "embedder": self.embedder}[recipe_part(part)]
 
     def rule_for(self, weight: str) -> Rule:
         """By the weight's name, `part.path`."""
@@ -45,13 +45,15 @@ def check_device(device: Device, backend: Backend | Literal["all"]) -> None:
 class Plan:
     """`context` counts cache slots. `verify` are widths T (drafts + 1), the first being LiteRT-LM's own.
 
-    `head` "auto" takes the centroid head where the checkpoint has one and the device runs it. `position` is the
-    convention that the drafter was trained with (see `runtime.manifest.DrafterSpec`); transformers and Google's use
-    "pending". `lora` and `drafter_lora` are adapters' folders, merged in their order. `max_memory` is in bytes.
+    `drafters` are checkpoints' folders, one of a kind, or none. With `early_exit` the target's first so many layers
+    draft as well. Of an MTP drafter, `head` "auto" takes the centroid head where the checkpoint has one and the device
+    runs it, and `position` is the convention that it was trained with (see `runtime.drafter_specs.MTPSpec`);
+    transformers and Google's use "pending". `lora` and `drafter_lora` are adapters' folders, merged in their order into
+    the target and into the first drafter. `max_memory` is in bytes.
     """
 
     target: Path
-    drafter: Path
+    drafters: tuple[Path, ...]
     out: Path
     recipes: Recipes
     backend: Backend = "litert"
@@ -66,6 +68,7 @@ class Plan:
     drafter_lora: tuple[Path, ...] = ()
     cache: Cache = field(default_factory=Cache.default)
     max_memory: float | None = None
+    early_exit: int | None = None
 
     def __post_init__(self) -> None:
         if self.out.suffix == ".litertlm" and self.backend != "litert":

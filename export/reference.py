@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
+from pocketdraft.runtime.drafter_specs import MTPSpec
 from pocketdraft.runtime.manifest import Manifest
 
 from .checkpoint import Checkpoint
@@ -33,12 +34,13 @@ class TransformersEngine:
 
     takes_trees = False  # for the same reason
 
-    def __init__(self, manifest: Manifest, target: Checkpoint, drafter: Checkpoint) -> None:
+    def __init__(self, manifest: Manifest, target: Checkpoint, mtp: Checkpoint | None) -> None:
+        """`mtp` is the MTP drafter's checkpoint."""
         self.manifest = manifest
         self.target = load_model(target, torch.float32, "eager")
         self.text = text_model(self.target)
-        self.drafter = load_model(drafter, torch.float32, "eager")
-        if manifest.drafter.head == "dense":
+        self.drafter = load_model(mtp, torch.float32, "eager") if mtp else None
+        if self.drafter and manifest.drafters.of(MTPSpec).head == "dense":
             self.drafter.config.use_ordered_embeddings = False
         self._graphs = {graph.name: graph for graph in manifest.graphs}
 
@@ -97,15 +99,16 @@ class TransformersEngine:
         sequence.kv = output.past_key_values
         hidden = output.last_hidden_state[:, positions[0] :]
         logits = self.target.lm_head(hidden)
-        cap = self.text.config.final_logit_softcapping
+        cap = getattr(self.text.config, "final_logit_softcapping", None)
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         return {"logits": logits.numpy(), "activations": hidden.numpy()}
 
     def _draft(self, feed: dict[str, torch.Tensor], sequence: Sequence) -> dict[str, npt.NDArray[Any]]:
         assert sequence.kv is not None
+        assert self.drafter is not None
         committed = int(feed["input_pos"][0]) + 1
-        spec = self.manifest.drafter
+        spec = self.manifest.drafters.of(MTPSpec)
         # The target's own sliding cache holds window - 1 rows; the assistant's mask would see two more.
         window = self.text.config.sliding_window - 1
         shared = {}

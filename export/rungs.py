@@ -13,51 +13,58 @@ from pocketdraft.runtime.manifest import FORMAT_VERSION, Manifest
 
 from .backends.eager import EagerEngine
 from .checkpoint import Checkpoint
+from .drafting import by_kind, describe
 from .pair import check_pair
-from .pipeline import backend_of, head_of, load_models, make_steps, source_of
+from .pipeline import backend_of, load_models, make_steps, open_files, sources_of
 from .plan import Plan, Recipes
 from .reference import TransformersEngine
 from .step import Plain
-from .steps.mtp import drafter_spec
-from .tiny import DRAFTER_DIR, TARGET_DIR
+from .tiny import EMBEDDED, TARGET_DIR
 
 
 def find_checkpoints(
     manifest: Manifest,
     target: Path | None,
-    drafter: Path | None,
+    drafters: Sequence[Path],
     lora: Sequence[Path] = (),
     drafter_lora: Sequence[Path] = (),
-) -> tuple[Path, Path] | None:
-    """The bundle's checkpoints: as given, else the embedded pair if the bundle was made of it, else None.
+) -> tuple[Path, tuple[Path, ...]] | None:
+    """The bundle's checkpoints: as given, else the embedded ones if the bundle was made of them, else None.
 
     Raises PocketdraftError if those given are not the ones that the bundle was made of.
     """
-    if (target is None) != (drafter is None):
-        raise PocketdraftError("Only one of --target and --drafter was given; give both or neither.")
-    asked = target or drafter or lora or drafter_lora
-    folders = target or TARGET_DIR, drafter or DRAFTER_DIR
-    wanted = (manifest.source.target_sha256, manifest.source.drafter_sha256)
-    for folder, adapters, digest in zip(folders, (lora, drafter_lora), wanted, strict=True):
-        if Checkpoint.open(folder, adapters).sha256() != digest:
-            if not asked:
-                return None
-            raise PocketdraftError(
-                f"{' + '.join(map(str, (folder, *adapters)))} is not what the bundle was made of (sha256 differs); "
-                f"it was made of {manifest.source.target} and {manifest.source.drafter}."
-            )
-    return folders
+    asked = target or drafters or lora or drafter_lora
+    embedded = [EMBEDDED[kind] for kind in manifest.source.drafters]
+    folders = target or TARGET_DIR, tuple(drafters or embedded)
+    given = [Checkpoint.open(folders[0], lora)]
+    given += [Checkpoint.open(one, () if index else drafter_lora) for index, one in enumerate(folders[1])]
+    if sources_of(*given) == manifest.source:
+        return folders
+    if not asked:
+        return None
+    wanted = (manifest.source.target, *manifest.source.drafters.values())
+    strange = next((one for one in given if one.sha256() not in [source.sha256 for source in wanted]), None)
+    if strange is None:
+        raise PocketdraftError(f"The bundle was made of {manifest.source.names}; give --drafter for each of these.")
+    raise PocketdraftError(
+        f"{' + '.join(str(path) for path in strange.folders)} is not what the bundle was made of (sha256 differs); "
+        f"it was made of {manifest.source.names}."
+    )
 
 
 def rungs(
-    manifest: Manifest, target: Path, drafter: Path, lora: Sequence[Path] = (), drafter_lora: Sequence[Path] = ()
+    manifest: Manifest,
+    target: Path,
+    drafters: Sequence[Path],
+    lora: Sequence[Path] = (),
+    drafter_lora: Sequence[Path] = (),
 ) -> Iterator[tuple[str, Engine]]:
     """Name and engine, from the top; the last stands right above the bundle's own graphs."""
-    target_files, drafter_files = Checkpoint.open(target, lora), Checkpoint.open(drafter, drafter_lora)
-    check_pair(target_files, drafter_files)
-    yield "transformers", TransformersEngine(manifest, target_files, drafter_files)
-    plan = plan_of(manifest, target, drafter)
-    models = load_models(target_files, drafter_files)
+    plan = replace(plan_of(manifest, target, drafters), lora=tuple(lora), drafter_lora=tuple(drafter_lora))
+    files = open_files(plan)
+    check_pair(*files)
+    yield "transformers", TransformersEngine(manifest, files[0], by_kind(files[1:]).get("mtp"))
+    models = load_models(*files)
     yield "step", EagerEngine(manifest, make_steps(replace(plan, kv="float32"), models, Plain())[0])
     recipes = (plan.recipes.of(part) for part in ("target", "drafter", "embedder"))
     if plan.kv == "int8" or any(rule.dtype != "float32" for recipe in recipes for rule in recipe.rule):
@@ -66,23 +73,23 @@ def rungs(
         yield "quantized step", EagerEngine(manifest, steps)
 
 
-def eager_pair(target: Checkpoint, drafter: Checkpoint, context: int, drafts: int = 4) -> EagerEngine:
-    """A pair's float steps as an engine in torch, without a bundle: for checkpoints that are still to change.
+def eager_pair(target: Checkpoint, *drafters: Checkpoint, context: int, drafts: int = 4) -> EagerEngine:
+    """Float steps as an engine in torch, without a bundle: for checkpoints that are still to change.
 
     One prefill, 64 tokens wide, or as wide as the context.
     """
-    check_pair(target, drafter)
+    check_pair(target, *drafters)
     float32 = Recipe(name="f32", rule=())
     plan = Plan(
         target=target.folder,
-        drafter=drafter.folder,
+        drafters=tuple(drafter.folder for drafter in drafters),
         out=Path(),
         recipes=Recipes(float32, float32, float32),
         context=context,
         prefill=(min(64, context),),
         verify=(drafts + 1,),
     )
-    models = load_models(target, drafter)
+    models = load_models(target, *drafters)
     steps, layout = make_steps(plan, models, Plain())
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -92,23 +99,24 @@ def eager_pair(target: Checkpoint, drafter: Checkpoint, context: int, drafts: in
         kv=layout.layers,
         graphs=tuple(step.spec for step in steps),
         parts={},
-        drafter=drafter_spec(models.target.geometry, head_of(plan, drafter), plan.position),
+        drafters=describe(plan, models.target, models.drafters),
         tokens=target.tokens(),
         recipe={},
-        source=source_of(target, drafter),
+        source=sources_of(target, *drafters),
         versions={},
         files={},
     )
     return EagerEngine(manifest, steps)
 
 
-def plan_of(manifest: Manifest, target: Path, drafter: Path) -> Plan:
+def plan_of(manifest: Manifest, target: Path, drafters: Sequence[Path]) -> Plan:
     """The plan that a bundle was made by."""
     recipes = {part: Recipe.model_validate(recipe) for part, recipe in manifest.recipe.items()}
+    mtp, early_exit = manifest.drafters.mtp, manifest.drafters.early_exit
     verify = [graph.width for graph in manifest.graphs if graph.role == "verify"]
     return Plan(
         target=target,
-        drafter=drafter,
+        drafters=tuple(drafters),
         out=Path(),
         recipes=Recipes(**recipes),
         backend=manifest.backend,
@@ -116,7 +124,8 @@ def plan_of(manifest: Manifest, target: Path, drafter: Path) -> Plan:
         context=manifest.context_length,
         prefill=tuple(graph.width for graph in manifest.graphs_of("prefill")),
         verify=tuple(verify),
-        head=manifest.drafter.head,
-        position=manifest.drafter.position,
+        head=mtp.head if mtp else "auto",
+        position=mtp.position if mtp else "pending",
         kv="int8" if any(layer.steps for layer in manifest.kv) else "float32",
+        early_exit=early_exit.layers if early_exit else None,
     )

@@ -18,8 +18,8 @@ from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
+from .families import load_target
 from .layerwise import rounded_inputs
-from .models.gemma4 import load_target
 from .plan import Progress
 from .step import Step, all_weights
 from .steps.target import reading_steps

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 
+ROWS = ("activations", "taps", "exit_states")  # inputs [1, T, size] that graphs before have made
 DTYPES = {"float32": torch.float32, "int32": torch.int32, "int8": torch.int8, "bool": torch.bool}
 
 
@@ -145,7 +146,7 @@ def families(steps: list[Step]) -> dict[str, Step]:
 def width_axes(step: Step) -> list[int | None]:
     """For each input, the axis that counts the call's tokens: it may be symbolic. None where there is none."""
     fixed = step.spec.width == 1
-    axes = {"input_pos": 0, "mask": 2, "embeddings": 1, "per_layer_embeddings": 1}
+    axes = {"input_pos": 0, "mask": 2} | dict.fromkeys(("embeddings", "per_layer_embeddings", *ROWS), 1)
     return [None if fixed else axes.get(tensor.name) for tensor in step.spec.inputs]
 
 
@@ -153,20 +154,31 @@ class StepKV:
     """K/V of one call as functional tensors: every write gives a new tensor, which is a graph output."""
 
     def __init__(
-        self, tensors: dict[str, Tensor], start: Tensor, last: Tensor, context: int, operators: Operators
+        self,
+        tensors: dict[str, Tensor],
+        start: Tensor,
+        last: Tensor,
+        context: int,
+        operators: Operators,
+        owner: str = "",
     ) -> None:
-        """`tensors` are K/V and what the operators asked for. `last` (int32 [1]) is the last position in K/V."""
-        self.last = last
+        """`tensors` are K/V, whose names start with `owner`, and what the operators asked for. `last` (int32 [1]) is
+        the last position in K/V."""
+        self.last, self._owner = last, owner
         asked = {tensor.name: tensors[tensor.name] for tensor in operators.inputs}
         self.tensors = {name: tensor for name, tensor in tensors.items() if name not in asked}
         self._call, self._operators = Call(start, context, asked), operators
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         keys, values = self._operators.write(*self.read(layer), key, value, self._call)
-        self.tensors |= {f"kv_cache_k_{layer}": keys, f"kv_cache_v_{layer}": values}
+        self.put(layer, keys, values)
+
+    def put(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """The layer's whole K and V anew."""
+        self.tensors |= {f"{self._owner}kv_cache_k_{layer}": keys, f"{self._owner}kv_cache_v_{layer}": values}
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        return self.tensors[f"kv_cache_k_{layer}"], self.tensors[f"kv_cache_v_{layer}"]
+        return self.tensors[f"{self._owner}kv_cache_k_{layer}"], self.tensors[f"{self._owner}kv_cache_v_{layer}"]
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         return self._operators.attend(query, keys, values, mask, self._call)

@@ -34,7 +34,8 @@ def gap(logits: Floats) -> Floats:
     """Between the probabilities of an exit's two best tokens. `logits` [..., V], after the softcap -> float64 [...]."""
     best = np.partition(logits, -2)[..., -2:]
     second, first = best[..., 0], best[..., 1]
-    return (1.0 - np.exp(second - first)) / np.exp(logits - first[..., None]).sum(-1, dtype=np.float64)  # type: ignore[no-any-return]
+    found: Floats = (1.0 - np.exp(second - first)) / np.exp(logits - first[..., None]).sum(-1, dtype=np.float64)
+    return found
 
 
 def cosine(state: Floats, before: Floats) -> Floats:
@@ -44,7 +45,8 @@ def cosine(state: Floats, before: Floats) -> Floats:
     """
     state, before = state.astype(np.float64), before.astype(np.float64)
     lengths = np.linalg.norm(state, axis=-1) * np.linalg.norm(before, axis=-1)
-    return np.clip((state * before).sum(-1) / np.where(lengths, lengths, 1.0), -1.0, 1.0)  # type: ignore[no-any-return]
+    found: Floats = np.clip((state * before).sum(-1) / np.where(lengths, lengths, 1.0), -1.0, 1.0)
+    return found
 
 
 def probability(score: Floats) -> Floats:

@@ -73,7 +73,7 @@ def about(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def validate(
     bundle: Bundle,
     target: Annotated[Path | None, typer.Option(help="The target checkpoint, for the parity ladder.")] = None,
-    drafter: Annotated[Path | None, typer.Option(help="The drafter checkpoint.")] = None,
+    drafter: Annotated[list[Path] | None, typer.Option(help="A drafter's checkpoint; may be repeated.")] = None,
     lora: Lora = None,
     drafter_lora: DrafterLora = None,
     prompts: Prompts = None,
@@ -94,7 +94,7 @@ def validate(
         engine = open_engine(bundle, threads)
         texts = [prompt.text for prompt in read_prompts(prompts or embedded_prompts(), per_domain)]
         advance("Reading checkpoints", 0, 1)
-        rungs = cli_checks.rungs(engine.manifest, target, drafter, lora or (), drafter_lora or ())
+        rungs = cli_checks.rungs(engine.manifest, target, drafter or (), lora or (), drafter_lora or ())
         found = check(bundle, engine, texts, max_tokens, rungs, lambda what: advance(what, 0, 1))
     print(json.dumps(found.to_json())) if as_json else print_validation(found, bundle)
     if not found.passed:

@@ -12,7 +12,7 @@ from .validate import Rungs
 def rungs(
     manifest: Manifest,
     target: Path | None = None,
-    drafter: Path | None = None,
+    drafters: Sequence[Path] = (),
     lora: Sequence[Path] = (),
     drafter_lora: Sequence[Path] = (),
 ) -> Rungs | None:
@@ -21,5 +21,5 @@ def rungs(
         from pocketdraft.export import rungs
     except ModuleNotFoundError:
         return None
-    folders = rungs.find_checkpoints(manifest, target, drafter, lora, drafter_lora)
+    folders = rungs.find_checkpoints(manifest, target, drafters, lora, drafter_lora)
     return rungs.rungs(manifest, *folders, lora, drafter_lora) if folders else None

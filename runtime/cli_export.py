@@ -17,10 +17,11 @@ from .options import (
     OWN,
     Backends,
     Context,
-    Drafter,
     DrafterLora,
     DrafterRecipe,
+    Drafters,
     Drafts,
+    EarlyExit,
     EmbedderRecipe,
     Head,
     Json,
@@ -42,7 +43,8 @@ from .options import (
 def export(
     out: Annotated[Path, typer.Option(help="Folder of the new bundle, or NAME.litertlm for the phone's file alone.")],
     target: Target = None,
-    drafter: Drafter = None,
+    drafter: Drafters = None,
+    early_exit: EarlyExit = None,
     lora: Lora = None,
     drafter_lora: DrafterLora = None,
     backend: Backends = "litert",
@@ -60,17 +62,18 @@ def export(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint pair to a phone bundle."""
+    """Export a target and its drafters to a phone bundle."""
     started = time.perf_counter()
     from pocketdraft.export import staging
     from pocketdraft.export.isolated import build_isolated
     from pocketdraft.export.plan import Plan, check_device
-    from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+    from pocketdraft.export.tiny import or_embedded
 
     check_device(device, backend)
+    folders = or_embedded(target, drafter or ())
     wanted = Plan(
-        target=target or TARGET_DIR,
-        drafter=drafter or DRAFTER_DIR,
+        target=folders[0],
+        drafters=folders[1],
         out=out,
         recipes=recipes_of(recipe, drafter_recipe, embedder_recipe),
         backend="litert" if backend == "all" else backend,
@@ -84,6 +87,7 @@ def export(
         lora=tuple(lora or ()),
         drafter_lora=tuple(drafter_lora or ()),
         max_memory=gigabytes(max_memory),
+        early_exit=early_exit,
     )
     if recipe == OWN:
         from pocketdraft.export.own_recipe import with_own_recipe
@@ -110,7 +114,8 @@ def export(
 def plan(
     size: Annotated[str | None, typer.Option(help="One of Google's: e2b, e4b, 12b, 26b-a4b or 31b.")] = None,
     target: Annotated[Path | None, typer.Option(help="Folder with its config.json; no weights needed.")] = None,
-    drafter: Annotated[Path | None, typer.Option(help="The same for the drafter.")] = None,
+    drafter: Annotated[list[Path] | None, typer.Option(help="The same for a drafter; may be repeated.")] = None,
+    early_exit: EarlyExit = None,
     backend: Annotated[Backend, typer.Option(help="The phone's runtime.")] = "litert",
     device: OnDevice = "cpu",
     recipe: RecipeName = "mixed",
@@ -136,10 +141,10 @@ def plan(
         from pocketdraft.export.estimate import check_memory, configs_of, estimate
         from pocketdraft.export.plan import Plan
 
-        configs = configs_of(size, target, drafter)
+        configs = configs_of(size, target, drafter or ())
         wanted = Plan(
             target=target or Path(),
-            drafter=drafter or Path(),
+            drafters=tuple(drafter or ()),
             out=Path(),
             recipes=recipes_of(recipe, drafter_recipe, embedder_recipe),
             backend=backend,
@@ -150,6 +155,7 @@ def plan(
             head=head,
             kv=kv,
             max_memory=gigabytes(max_memory),
+            early_exit=early_exit,
         )
         found = estimate(wanted, *configs)
         if max_memory is not None:

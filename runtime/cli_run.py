@@ -94,7 +94,7 @@ def run(
         scorer = n_best.CommandScorer.parse(score, score_timeout, output)
 
     engine, tokenizer = _open(bundle, threads, quiet or as_json)
-    method, count = start(engine.manifest.tuned, drafter, drafts)
+    method, count = start(engine.manifest, drafter, drafts)
     sampler = _sampler(sampling, rule, method, count)
     ids, target, output = tokenizer.encode(prompt), Target(engine), tokenizer.output(stop or ())
     if constraint:
@@ -149,7 +149,7 @@ def chat(
     _sampler(sampling, rule, *start(None, drafter, drafts))  # what cannot be is refused before anything is opened
 
     engine, tokenizer = _open(bundle, threads, quiet)
-    method, count = start(engine.manifest.tuned, drafter, drafts)
+    method, count = start(engine.manifest, drafter, drafts)
     sampler = _sampler(sampling, rule, method, count)
     template = open_template(bundle, engine.manifest, tokenizer)
     talk = Chat(open_session(engine, method, count, sampler=sampler), template, tokenizer, system)

@@ -56,7 +56,7 @@ def serve(
         with terminal.progress(quiet) as advance:
             advance("Opening the bundle", 0, 1)
             named = name or bundle.resolve().name
-            model = open_model(bundle, named, threads, *start(read(bundle).tuned, drafter, drafts), max_tokens)
+            model = open_model(bundle, named, threads, *start(read(bundle), drafter, drafts), max_tokens)
         hosts = frozenset({host.strip("[]"), "localhost", "127.0.0.1", "::1"}) if loopback else None
         app = make_app(model, Limits(at_once, waiting, hosts=hosts))
         place = f"[{host}]" if ":" in host else host

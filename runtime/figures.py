@@ -118,12 +118,13 @@ def median_error(found: Sequence[Prediction]) -> float:
 
 def summary(found: Results) -> dict[str, float | str | bool | None]:
     """The few figures that one looks at first."""
-    speeds = found.of(ALL, next((point.drafter for point in found.points if point.drafter != "none"), "mtp"))
+    speeds = [point for drafter in found.drafters or ["none"] for point in found.of(ALL, drafter)]
     best = max(speeds, key=lambda point: point.tokens_per_s)
     error = median_error(found.predictions)
     return {
         "bundle": found.bundle,
         "plain_tokens_per_s": round(speeds[0].tokens_per_s, 1),
+        "best_drafter": best.drafter,
         "best_drafts": best.drafts,
         "best_tokens_per_s": round(best.tokens_per_s, 1),
         "identical": found.identical,
@@ -133,11 +134,11 @@ def summary(found: Results) -> dict[str, float | str | bool | None]:
 
 def read_limit(manifest: Manifest, bandwidth: float, filled: int) -> Read:
     """`filled` positions' K/V is read for each token."""
-    target, drafter = manifest.parts["target"], manifest.parts["drafter"]
+    target, drafter = manifest.parts["target"], manifest.part_of(manifest.drafters.default)
     kv = manifest.kv_bytes_of(filled)
     return Read(
         target_bytes=target.size,
-        drafter_bytes=drafter.size,
+        drafter_bytes=drafter.size if drafter else 0,
         kv_bytes=kv,
         bandwidth=bandwidth,
         limit_tokens_per_s=bandwidth / (target.size + kv),

@@ -73,7 +73,8 @@ def climb(
         found[graph.name] = _run_target(engine, graph, cache, rows, position)
     seed = found["decode"]["activations"]
     hidden = feed.hidden if feed else [seed]
-    found["mtp_drafter"] = _run_drafter(engine, cache, rows["embeddings"], position, hidden, chain=feed is None)
+    for graph in manifest.graphs_of("draft"):
+        found[graph.name] = _run_drafter(engine, graph, cache, rows["embeddings"], position, hidden, chain=feed is None)
     return found, Feed(tuple(tokens), rows, hidden)
 
 
@@ -115,7 +116,13 @@ def _run_target(engine: Engine, graph: GraphSpec, cache: Any, rows: Outputs, pos
 
 
 def _run_drafter(
-    engine: Engine, cache: Any, embeddings: Any, committed: int, hidden: list[npt.NDArray[np.float32]], chain: bool
+    engine: Engine,
+    graph: GraphSpec,
+    cache: Any,
+    embeddings: Any,
+    committed: int,
+    hidden: list[npt.NDArray[np.float32]],
+    chain: bool,
 ) -> Outputs:
     """A draft of DRAFT_STEPS at a constant position. The top rung feeds itself; the others get its states."""
     position = np.array([committed - 1], np.int32)
@@ -124,7 +131,7 @@ def _run_drafter(
     for step in range(DRAFT_STEPS):
         embedding = embeddings[:, committed + step : committed + step + 1]
         inputs = {"activations": np.concatenate([embedding, hidden[step]], -1), "input_pos": position, "mask": mask}
-        outputs = engine.run("mtp_drafter", inputs, cache)
+        outputs = engine.run(graph.name, inputs, cache)
         logits.append(outputs["logits"])
         projected.append(outputs["projected_activations"])
         if chain:

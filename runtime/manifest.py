@@ -23,14 +23,40 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
+from .drafter_specs import DrafterSpecs, Frozen
 from .errors import PocketdraftError, first_fault
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PRESENT = "present."  # before the name of K/V that an ONNX graph gives back: an output cannot be called as an input
 KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of decode's inputs
 Backend = Literal["litert", "executorch", "onnx"]
 Device = Literal["cpu", "gpu"]  # the one that the graphs are written for
-Role = Literal["prefill", "decode", "verify", "draft", "embed", "embed_per_layer"]
+TargetRole = Literal["prefill", "decode", "verify", "embed", "embed_per_layer", "head"]
+DrafterRole = Literal[
+    "draft",  # MTP's
+    "dflash_context",
+    "dflash_draft",
+    "exit_draft",
+    "exit_head",
+    "exit_verify",
+    "mtp_heads",
+    "model_prefill",
+    "model_decode",
+    "model_embed",
+    "model_embed_per_layer",
+]
+Role = TargetRole | DrafterRole
+PartName = Literal[
+    "target",
+    "embedder",
+    "per_layer_embedder",
+    "drafter",  # MTP's
+    "dflash",
+    "mtp_heads",
+    "draft_model",
+    "draft_model_embedder",
+    "draft_model_per_layer_embedder",
+]
 MANIFEST_NAME = "bundle.json"
 TOKENIZER_NAME = "tokenizer.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
@@ -39,12 +65,11 @@ DELEGATION_NAME = "delegation.json"
 SLOTS_NAME = "param_tensor"  # int32 [1, 1, 1, 7] on GPU graphs: first slot, end, end and four zeros
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TensorSpec(Frozen):
+    """A graph's input or output. Names are LiteRT-LM's on every backend (`embeddings`, `kv_cache_k_3`...).
 
-
-class TensorSpec(_Frozen):
-    """A graph's input or output. Names are LiteRT-LM's on every backend (`embeddings`, `kv_cache_k_3`...)."""
+    K/V that a drafter owns are named after it, `dflash_kv_cache_k_0`; those without are the target's.
+    """
 
     name: str
     dtype: Literal["float32", "float16", "int32", "int8", "bool"]
@@ -52,15 +77,15 @@ class TensorSpec(_Frozen):
 
     @property
     def is_kv(self) -> bool:
-        return self.name.startswith("kv_cache_")
+        return "kv_cache_" in self.name
 
 
-class GraphSpec(_Frozen):
+class GraphSpec(Frozen):
     """One graph. `width` is T, the tokens per call; `part` says which section of the bundle holds it."""
 
     name: str
     role: Role
-    part: Literal["target", "drafter", "embedder", "per_layer_embedder"]
+    part: PartName
     width: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -78,7 +103,7 @@ class KVSteps(NamedTuple):
     values: float
 
 
-class KVLayer(_Frozen):
+class KVLayer(Frozen):
     """A target layer that owns keys and values. K is [1, heads, slots, head_dim], V [1, heads, head_dim, slots].
 
     Both are float32 if `steps` is None, else int8.
@@ -95,22 +120,7 @@ class KVLayer(_Frozen):
     steps: KVSteps | None = None
 
 
-class DrafterSpec(_Frozen):
-    """The MTP drafter: which K/V it reads, and what it takes for its position.
-
-    `position` is the convention it was trained with: `pending` is the index p of the token not yet in the
-    cache (transformers), `last_cached` is p - 1 (what LiteRT-LM feeds). The graph's `input_pos` is always
-    p - 1; a `pending` drafter adds one inside the graph.
-    """
-
-    kind: Literal["mtp"]
-    head: Literal["dense", "centroid"]
-    position: Literal["pending", "last_cached"]
-    kv_full: int
-    kv_sliding: int
-
-
-class Part(_Frozen):
+class Part(Frozen):
     """Where a part's graphs lie: a byte range of one of the bundle's files."""
 
     file: str
@@ -118,35 +128,45 @@ class Part(_Frozen):
     size: PositiveInt
 
 
-class Tokens(_Frozen):
+class Tokens(Frozen):
     """Token ids that the loop needs. `stop` ends a generation; `bos` is put before every prompt."""
 
     bos: int | None
     stop: tuple[int, ...]
 
 
-class FileEntry(_Frozen):
+class FileEntry(Frozen):
     sha256: str
     size: NonNegativeInt
 
 
-class Source(_Frozen):
-    """The checkpoints behind the bundle: names of the folder and its adapters, sha256 over config and weights."""
+class Source(Frozen):
+    """A checkpoint behind the bundle: names of the folder and its adapters, sha256 over config and weights."""
 
-    target: str
-    target_sha256: str
-    drafter: str
-    drafter_sha256: str
+    name: str
+    sha256: str
 
 
-class TunedSchedule(_Frozen):
+class Sources(Frozen):
+    """`drafters` by kind."""
+
+    target: Source
+    drafters: dict[str, Source]
+
+    @property
+    def names(self) -> str:
+        """For people."""
+        return " and ".join(source.name for source in (self.target, *self.drafters.values()))
+
+
+class TunedSchedule(Frozen):
     """When to stop drafting: see `schedule.Schedule`. `shares` [11] by tenth of confidence, `least` by drafts made."""
 
     shares: tuple[float, ...]
     least: tuple[float, ...]
 
 
-class Tuned(_Frozen):
+class Tuned(Frozen):
     """What `pocketdraft tune` chose for a device: what the bundle starts with unless told otherwise.
 
     `drafter` is a drafter's name, "none" being off; `drafts` the most of a round, 0 being off; with a `schedule` the
@@ -164,7 +184,7 @@ class Tuned(_Frozen):
     profile_sha256: str = ""
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """Everything a runtime must know to run the bundle. `files` covers every byte but this file's own."""
 
     format_version: int
@@ -175,10 +195,10 @@ class Manifest(_Frozen):
     kv: tuple[KVLayer, ...]
     graphs: tuple[GraphSpec, ...]
     parts: dict[str, Part]
-    drafter: DrafterSpec
+    drafters: DrafterSpecs
     tokens: Tokens
     recipe: dict[str, object]
-    source: Source
+    source: Sources
     versions: dict[str, str]
     files: dict[str, FileEntry]
     tuned: Tuned | None = None
@@ -186,6 +206,20 @@ class Manifest(_Frozen):
     def graphs_of(self, role: str) -> list[GraphSpec]:
         """The graphs with this role, narrowest first."""
         return sorted((g for g in self.graphs if g.role == role), key=lambda g: g.width)
+
+    @property
+    def kv_tensors(self) -> dict[str, tuple[TensorSpec, GraphSpec]]:
+        """All K/V of a sequence by name, a drafter's own among them, each with a graph that takes it."""
+        return {tensor.name: (tensor, graph) for graph in self.graphs for tensor in graph.inputs if tensor.is_kv}
+
+    @property
+    def target_kv(self) -> tuple[TensorSpec, ...]:
+        """The target's own K/V."""
+        return tuple(tensor for tensor in self.graphs_of("decode")[0].inputs if tensor.is_kv)
+
+    def part_of(self, kind: str) -> Part | None:
+        """Where this kind of drafter's own graphs lie; None for one that has none but the target's."""
+        return self.parts.get("drafter" if kind == "mtp" else kind)
 
     @property
     def recipe_name(self) -> str:
@@ -214,6 +248,11 @@ class Manifest(_Frozen):
         return self.model_dump_json(indent=1) + "\n"
 
 
+def recipe_part(part: str) -> str:
+    """Under which name of `Manifest.recipe` a part's is."""
+    return part if part == "target" else "embedder" if part.endswith("embedder") else "drafter"
+
+
 def read(folder: Path) -> Manifest:
     """Reads `folder/bundle.json` without touching the other files. Raises PocketdraftError."""
     path = folder / MANIFEST_NAME
@@ -221,11 +260,13 @@ def read(folder: Path) -> Manifest:
         raise PocketdraftError(f"{folder} is no bundle: it has no {MANIFEST_NAME}; make one with `pocketdraft export`.")
     try:
         version = _Version.model_validate_json(path.read_bytes()).format_version
-        if version < 1:
-            raise PocketdraftError(f"{path} has format version {version}, the first is 1; export the bundle again.")
+        if version < FORMAT_VERSION:
+            raise PocketdraftError(
+                f"{path} has format version {version}, this pocketdraft reads {FORMAT_VERSION}; export it again."
+            )
         if version > FORMAT_VERSION:
             raise PocketdraftError(
-                f"{path} has format version {version}, this pocketdraft reads up to {FORMAT_VERSION}: "
+                f"{path} has format version {version}, this pocketdraft reads {FORMAT_VERSION}: "
                 "upgrade pocketdraft or export again with this one."
             )
         manifest = Manifest.model_validate_json(path.read_bytes())
@@ -261,7 +302,8 @@ def _check_consistency(path: Path, manifest: Manifest) -> None:
             raise PocketdraftError(
                 f"{path} places {name} up to byte {end} of {part.file}, which has {size}; export again."
             )
-    for role in ("embed", "prefill", "decode", "verify", "draft"):
+    specs = [getattr(manifest.drafters, kind) for kind in manifest.drafters.kinds]
+    for role in ("embed", "prefill", "decode", "verify", *(role for spec in specs for role in spec.roles)):
         if not manifest.graphs_of(role):
             raise PocketdraftError(f"{path} has no {role} graph; export the bundle again.")
     missing = next((graph for graph in manifest.graphs if graph.part not in manifest.parts), None)

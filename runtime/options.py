@@ -11,7 +11,7 @@ from . import draft_length
 from .constraints import Kind
 from .draft_length import Confident, drafts_as_tuned
 from .errors import PocketdraftError
-from .manifest import Backend, Device, Tuned
+from .manifest import Backend, Device, Manifest
 
 if TYPE_CHECKING:
     from pocketdraft.export.plan import Recipes
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 Bundle = Annotated[Path, typer.Argument(help="A bundle made by `pocketdraft export`.")]
 Threads = Annotated[int, typer.Option(help="Threads for the graphs; 0 leaves it to the backend.")]
 Target = Annotated[Path | None, typer.Option(help="Target checkpoint; default: the embedded one.")]
-Drafter = Annotated[Path | None, typer.Option(help="Drafter checkpoint; default: the embedded one.")]
+Drafters = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--drafter", help="Drafter checkpoint, one of a kind; may be repeated. Default: the embedded target's."
+    ),
+]
+EarlyExit = Annotated[int | None, typer.Option(help="The target's first so many layers draft as well.")]
 Lora = Annotated[list[Path] | None, typer.Option(help="A PEFT LoRA folder to merge into the target; may be repeated.")]
 DrafterLora = Annotated[list[Path] | None, typer.Option(help="The same for the drafter.")]
 Backends = Annotated[Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")]
@@ -77,11 +83,16 @@ def _text(path: Path) -> str:
         raise PocketdraftError(f"{path} is no UTF-8 text ({error.reason}, byte {error.start}); mend it.") from error
 
 
-def start(tuned: Tuned | None, drafter: str | None, drafts: str | None) -> tuple[str, draft_length.Drafts]:
-    """What was asked for; if nothing was, what the bundle was tuned to; else four drafts of the MTP drafter."""
+def start(manifest: Manifest | None, drafter: str | None, drafts: str | None) -> tuple[str, draft_length.Drafts]:
+    """What was asked for; if nothing was, what the bundle was tuned to; else four drafts of the drafter it holds.
+
+    Without a manifest yet, what would start with a bundle that is not tuned.
+    """
+    tuned = manifest and manifest.tuned
     if tuned and drafter is None and drafts is None:
         return tuned.drafter, drafts_as_tuned(tuned)
-    return drafter or "mtp", 4 if drafts is None else drafts_of(drafts)
+    default = manifest.drafters.default if manifest else "mtp"
+    return drafter or default, 4 if drafts is None else drafts_of(drafts)
 
 
 def drafts_of(text: str) -> int | Confident:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 from .noise import Probabilities
 
@@ -15,19 +18,25 @@ class Proposal:
 
     `probs[i]` is q, float64 [V], that node i was drawn from; None, as where there are none at all, says that the
     drafter did not draw: q is all on the node. `confidences` are the probabilities that the drafter gave its nodes,
-    where it was asked for them; of a tree, to the chain that its first nodes are.
+    where it was asked for them; of a tree, to the chain that its first nodes are. `states`, of the pending token and
+    each node, are where the target's first layers drafted: see `Target.draft_early`.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     probs: tuple[Probabilities | None, ...] = field(default=(), compare=False)
     confidences: tuple[float, ...] = field(default=(), compare=False)
+    states: tuple[npt.NDArray[np.float32], ...] | None = field(default=None, compare=False)
 
     @staticmethod
     def chain(
         tokens: Sequence[int], probs: Sequence[Probabilities | None] = (), confidences: Sequence[float] = ()
     ) -> Proposal:
         return Proposal(tuple(tokens), tuple(range(-1, len(tokens) - 1)), tuple(probs), tuple(confidences))
+
+    def begun(self, states: Sequence[npt.NDArray[np.float32]]) -> Proposal:
+        """With the states of the pending token and of each node, of which the first layers have run."""
+        return replace(self, states=tuple(states))
 
     def __len__(self) -> int:
         return len(self.tokens)

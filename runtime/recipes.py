@@ -14,6 +14,7 @@ from pathlib import Path
 from . import host
 from .benchmark import Task
 from .cost import RoundCost
+from .drafter_specs import MTPSpec
 from .errors import PocketdraftError
 from .lengths import Progress
 from .manifest import MANIFEST_NAME, Manifest, read
@@ -26,7 +27,8 @@ def row(recipe: str, manifest: Manifest, choice: Choice, plain_s: float) -> Draf
     drafted: Candidate = max(
         (one for one in choice.candidates if one.drafter == "mtp"), key=lambda one: one.gain, default=OFF
     )
-    size = manifest.parts["drafter"].size
+    part = manifest.part_of("mtp")
+    size = part.size if part else 0
     return DrafterRecipe(
         recipe=recipe,
         drafter_bytes=size,
@@ -42,7 +44,9 @@ def best(rows: Sequence[DrafterRecipe]) -> DrafterRecipe:
     return max(rows, key=lambda one: (round(one.gain, 3), -one.drafter_bytes))
 
 
-def compare(bundle: Path, recipes: Sequence[str], pair: tuple[Path, Path], task: Task, advance: Progress) -> Precisions:
+def compare(
+    bundle: Path, recipes: Sequence[str], pair: tuple[Path, tuple[Path, ...]], task: Task, advance: Progress
+) -> Precisions:
     """Bundles come to lie beside `bundle`, in a folder of its name and `.recipes`, and are kept: started again, what
     was exported is not exported again. Raises PocketdraftError."""
     folder = bundle.resolve().with_name(f"{bundle.resolve().name}.recipes")
@@ -64,7 +68,7 @@ def compare(bundle: Path, recipes: Sequence[str], pair: tuple[Path, Path], task:
     )
 
 
-def _export(manifest: Manifest, recipe: str, pair: tuple[Path, Path], out: Path, advance: Progress) -> None:
+def _export(manifest: Manifest, recipe: str, pair: tuple[Path, tuple[Path, ...]], out: Path, advance: Progress) -> None:
     """As the bundle, but for its drafter's recipe."""
     try:
         from pocketdraft.export.isolated import build_isolated
@@ -77,7 +81,7 @@ def _export(manifest: Manifest, recipe: str, pair: tuple[Path, Path], out: Path,
     own = {part: str(made["name"]) for part, made in manifest.recipe.items()}  # type: ignore[index]
     plan = Plan(
         target=pair[0],
-        drafter=pair[1],
+        drafters=pair[1],
         out=out,
         recipes=recipes_of(own["target"], recipe, own["embedder"]),
         backend=manifest.backend,
@@ -86,4 +90,4 @@ def _export(manifest: Manifest, recipe: str, pair: tuple[Path, Path], out: Path,
         prefill=tuple(graph.width for graph in manifest.graphs_of("prefill")),
         verify=tuple(graph.width for graph in manifest.graphs if graph.role == "verify"),
     )
-    build_isolated([replace(plan, position=manifest.drafter.position)], advance)
+    build_isolated([replace(plan, position=manifest.drafters.of(MTPSpec).position)], advance)

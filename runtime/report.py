@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .bench import DomainBench
 from .compare import BundleBench
-from .manifest import DELEGATION_NAME, ERRORS_NAME, Manifest
+from .manifest import DELEGATION_NAME, ERRORS_NAME, Manifest, recipe_part
 from .terminal import table_console
 from .validate import Check, Validation
 
@@ -140,22 +140,20 @@ def print_manifest(manifest: Manifest, bundle: Path) -> None:
     table = Table("part", "graphs", "MB", "recipe", "weights", title=str(bundle), title_justify="left")
     for name, part in manifest.parts.items():
         graphs = ", ".join(graph.name for graph in manifest.graphs if graph.part == name)
-        recipe: Any = manifest.recipe["embedder" if name.endswith("embedder") else name]
+        recipe: Any = manifest.recipe[recipe_part(name)]
         dtypes = Counter(error["dtype"] for error in errors if error["weight"].startswith(f"{name}."))
         weights = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.items()) or "float32"
         table.add_row(name, graphs, f"{part.size / 1e6:.2f}", recipe["name"], weights)
     console.print(table)
-    drafter = manifest.drafter
     layers = ", ".join(f"{layer.layer} ({layer.kind}, {layer.heads}x{layer.head_dim})" for layer in manifest.kv)
     console.print(
         f"{manifest.backend} for the {manifest.device}, context {manifest.context_length}, "
         f"vocabulary {manifest.vocab_size}; K/V float32 of layers {layers}"
     )
-    console.print(
-        f"drafter: {drafter.kind}, {drafter.head} head, position {drafter.position}, "
-        f"reads K/V of layers {drafter.kv_sliding} and {drafter.kv_full}"
-    )
-    console.print(f"made of {manifest.source.target} and {manifest.source.drafter} by {_versions(manifest)}")
+    for kind in manifest.drafters.kinds:
+        facts = getattr(manifest.drafters, kind).model_dump()
+        console.print(f"drafter {kind}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    console.print(f"made of {manifest.source.names} by {_versions(manifest)}")
     if (bundle / DELEGATION_NAME).is_file():
         for method, counts in json.loads((bundle / DELEGATION_NAME).read_text()).items():
             listed = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

@@ -77,6 +77,16 @@ class Sampler:
             return best_of(self.sampling.scores(logits, history, self.processors))
         return self.noise.draw(self.probabilities(logits, history), Lane.TARGET, len(history))
 
+    def likely(self, logits: Logits, history: Sequence[int]) -> Probabilities:
+        """What a drafter's logits [V] say of each token, float64 [V]; at temperature 0, where the target's token is
+        sure but the drafter is not, as at temperature 1."""
+        if self.sampling.temperature > 0:
+            return self.probabilities(logits, history)
+        scores = self.sampling.scores(logits, history, self.processors).astype(np.float64)
+        odds = np.exp(scores - scores.max())
+        probabilities: Probabilities = odds / odds.sum()
+        return probabilities
+
     def draft(self, logits: Logits, tokens: Sequence[int], path: Sequence[int]) -> Draft:
         """The drafter's token after the context's `tokens` and the drafts `path` before it.
 

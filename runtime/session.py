@@ -52,8 +52,7 @@ class Session:
         """
         self.check(prompt, budget)
         self.context.begin(prompt, budget, ends)
-        self.target.prefill(self.cache, self.context.tokens[self.cache.length : -1])
-        self.drafter.restart()
+        self.drafter.restart(self.target.prefill(self.cache, self.context.tokens[self.cache.length : -1]))
 
     def round(self) -> Emitted:
         """One draft and its verification: one token at least."""

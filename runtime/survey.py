@@ -23,7 +23,7 @@ from .proposal import NOTHING, Proposal
 from .sampler import GREEDY, Sampler
 from .session import Session, open_session
 from .stats import Stats
-from .target import Target, Verified
+from .target import Prefilled, Target, Verified
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class _Watched:
         self.drafts: list[Proposal] = []
         self.seconds = 0.0
 
-    def restart(self) -> None:
-        self._drafter.restart()
+    def restart(self, prefilled: Sequence[Prefilled]) -> None:
+        self._drafter.restart(prefilled)
 
     def propose(self, context: Context, count: int) -> Proposal:
         started = now()

@@ -26,11 +26,22 @@ REMEMBERED_ROWS = 1024
 @dataclass(frozen=True)
 class Verified:
     """`logits` [1 + N, V] and `hidden` [1 + N, D] after the final norm; row 0 is the pending token's. `width` is the
-    graph's."""
+    graph's. `taps` [1 + N, K] are hidden states of layers before, side by side, where a drafter wants them."""
 
     logits: Floats
     hidden: Floats
     width: int
+    taps: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What a prefill of the positions from `start` on gave besides K/V, where the bundle's drafters want it:
+    `hidden` [T, D] and `taps` [T, K] as in `Verified`."""
+
+    start: int
+    hidden: Floats | None
+    taps: Floats | None
 
 
 class Target:
@@ -41,6 +52,7 @@ class Target:
         self._prefills = manifest.graphs_of("prefill")
         self._verifies = [*manifest.graphs_of("decode"), *manifest.graphs_of("verify")]
         self.experience = Experience(Times([graph.width for graph in self._verifies]))
+        self._late_verifies = manifest.graphs_of("exit_verify")
         self._widest = max(graph.width for graph in (*self._prefills, *self._verifies))
         self._ring = min((layer.slots for layer in manifest.kv if layer.slots), default=self.context_length)
         self._embedder = manifest.graphs_of("embed")[0].name
@@ -71,7 +83,8 @@ class Target:
         if cache.written <= self._ring or length >= cache.written - self._widest:
             cache.truncate(length)
         else:
-            cache.length = cache.written = 0
+            cache.truncate(0)
+            cache.written = 0
 
     def embed(self, token: int) -> Floats:
         """The scaled embedding, [1, 1, D]."""
@@ -83,16 +96,20 @@ class Target:
         end = start + count
         return {"input_pos": self._slots[start:end], "mask": self._prefixes[start + 1 : end + 1][None, None]}
 
-    def prefill(self, cache: Cache, tokens: Sequence[int]) -> None:
-        """Commits K/V of `tokens`; gives nothing back."""
-        done = 0
+    def prefill(self, cache: Cache, tokens: Sequence[int]) -> list[Prefilled]:
+        """Commits K/V of `tokens`, call by call."""
+        done, found = 0, []
         while done < len(tokens):
             left = len(tokens) - done
             graph = self._prefill_graph(left, cache.room)
             chunk = tokens[done : done + graph.width]
-            self._run(graph, cache, chunk)
+            outputs = self._run(graph, cache, chunk)
+            given = (outputs.get(name) for name in ("activations", "taps"))
+            hidden, taps = (None if rows is None else rows[0, : len(chunk)] for rows in given)
+            found.append(Prefilled(cache.length, hidden, taps))
             cache.advance(len(chunk))
             done += len(chunk)
+        return found
 
     def longest_draft(self, cache: Cache) -> int:
         """The most drafts that can be verified now: a graph writes its whole width, never past the cache."""
@@ -107,8 +124,9 @@ class Target:
 
         Raises PocketdraftError for a tree that the engine does not take, or that `tree.DEEPEST` refuses.
         """
-        tokens = (last, *proposal.tokens)
-        graph = next(g for g in self._verifies if g.width >= len(tokens))
+        tokens, states = (last, *proposal.tokens), proposal.states
+        graphs = self._verifies if states is None else self._late_verifies
+        graph = next(g for g in graphs if g.width >= len(tokens))
         place = None
         if not proposal.is_chain:
             if not self.takes_trees:
@@ -116,8 +134,18 @@ class Target:
                     f"The proposal is a tree of {len(proposal)}, this engine cannot move K/V rows; propose a chain."
                 )
             place = tree.inputs(proposal, cache.length, graph.width, self.context_length)
-        outputs = self._run(graph, cache, tokens, place)
-        return Verified(outputs["logits"][0, : len(tokens)], outputs["activations"][0, : len(tokens)], graph.width)
+        outputs = self._run(graph, cache, tokens, place, states)
+        rows = {name: array[0, : len(tokens)] for name, array in outputs.items()}
+        return Verified(rows["logits"], rows["activations"], graph.width, rows.get("taps"))
+
+    def draft_early(self, cache: Cache, token: int, ahead: int) -> Floats:
+        """The state [1, 1, D] of a token after the layers that draft, `ahead` slots after the committed ones, where
+        those layers' K/V is written; a verify of these states runs the other layers only."""
+        (graph,) = self.engine.manifest.graphs_of("exit_draft")
+        start = cache.length + ahead
+        cache.written = max(cache.written, start + 1)
+        inputs = {**self._embedded(token), **self.positions(start, 1)}
+        return self.engine.run(graph.name, inputs, cache.handle)["exit_states"]
 
     @property
     def takes_trees(self) -> bool:
@@ -140,17 +168,28 @@ class Target:
         return next((g for g in fitting if g.width >= left), fitting[-1])
 
     def _run(
-        self, graph: GraphSpec, cache: Cache, tokens: Sequence[int], place: Arrays | None = None
+        self,
+        graph: GraphSpec,
+        cache: Cache,
+        tokens: Sequence[int],
+        place: Arrays | None = None,
+        states: Sequence[Floats] | None = None,
     ) -> dict[str, Floats]:
         """Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it.
 
-        `place` is what `positions` gives, where the tokens are no chain.
+        `place` is what `positions` gives, where the tokens are no chain. `states` are the tokens' after the layers
+        that drafted, [1, 1, D] each, where those have run.
         """
         cache.written = max(cache.written, cache.length + graph.width)
-        rows = [self._embedded(token) for token in (*tokens, *[0] * (graph.width - len(tokens)))]
+        padding = graph.width - len(tokens)
+        rows = [self._embedded(token) for token in (*tokens, *[0] * padding)]
         inputs = rows[0]
         if len(rows) > 1:
             inputs = {name: np.concatenate([row[name] for row in rows], 1) for name in inputs}
+        if states is not None:
+            if not self._per_layer_embedder:  # what goes into the layers is all that the embeddings were for
+                inputs = {}
+            inputs = {**inputs, "exit_states": np.concatenate([*states, *[states[0]] * padding], 1)}
         place = place or self.positions(cache.length, graph.width)
         return self.engine.run(graph.name, {**inputs, **place}, cache.handle)
 

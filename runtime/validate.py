@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import litert_lm
+from .drafter_specs import MTPSpec
 from .engine import Arrays, Engine
 from .ladder import Difference, Feed, climb, compare, enough_tokens
 from .manifest import Manifest
@@ -70,11 +71,12 @@ def validate(
     for index, prompt in enumerate(prompts):
         progress(f"Plain against drafted, prompt {index + 1} of {len(prompts)}")
         outputs.append(_generate(target, prompt, "none", budget))
-    for drafter in ("mtp", "prompt_lookup"):
+    for drafter in (*manifest.drafters.kinds, "prompt_lookup"):
         drafted = [_generate(target, prompt, drafter, budget) for prompt in prompts]
         found.checks.append(_identity(target, drafter, prompts, outputs, drafted, gap))
-    progress("The drafter's position")
-    found.checks.append(position_check(engine, prompts, budget))
+    if manifest.drafters.mtp:
+        progress("The drafter's position")
+        found.checks.append(position_check(engine, manifest.drafters.mtp, prompts, budget))
     progress("LiteRT-LM")
     found.checks.append(cross_check(folder, manifest, texts, tokenizer, outputs, budget))
     return found
@@ -83,13 +85,13 @@ def validate(
 class _Moved:
     """An engine whose drafter sits at the other position: p - 1 where it was exported for p, and the reverse."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, spec: MTPSpec) -> None:
         self.manifest, self._engine = engine.manifest, engine
         self.new_cache, self.fork = engine.new_cache, engine.fork
         self.read_kv, self.close = engine.read_kv, engine.close
         self.takes_trees, self.compact = engine.takes_trees, engine.compact
         self._draft = engine.manifest.graphs_of("draft")[0].name
-        self._by = np.int32(-1 if engine.manifest.drafter.position == "pending" else 1)
+        self._by = np.int32(-1 if spec.position == "pending" else 1)
 
     def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, Any]:
         if graph == self._draft:
@@ -97,7 +99,7 @@ class _Moved:
         return self._engine.run(graph, inputs, cache)
 
 
-def position_check(engine: Engine, prompts: Sequence[list[int]], budget: int) -> Check:
+def position_check(engine: Engine, spec: MTPSpec, prompts: Sequence[list[int]], budget: int) -> Check:
     """Which position the drafter was trained at shows in what is accepted; the output is the same at either."""
 
     def accepted(engine: Engine) -> list[float]:
@@ -108,9 +110,9 @@ def position_check(engine: Engine, prompts: Sequence[list[int]], budget: int) ->
             found.append(session.stats.accepted_per_round)
         return found
 
-    mine = engine.manifest.drafter.position
+    mine = spec.position
     other = "last_cached" if mine == "pending" else "pending"
-    here, there = np.array(accepted(engine)), np.array(accepted(_Moved(engine)))
+    here, there = np.array(accepted(engine)), np.array(accepted(_Moved(engine, spec)))
     gain = there - here
     # Two standard errors of the paired difference: below that the prompts are too few to tell.
     sure = len(prompts) > 1 and gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(prompts))

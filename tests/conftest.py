@@ -72,7 +72,7 @@ def make_bundle(make_pair: Callable[[str], Pair]) -> Callable[..., Path]:
     def make(shape: str, recipe: str, backend: str = "litert", device: str = "cpu") -> Path:
         def write(out: Path) -> None:
             pair, one = make_pair(shape), load(recipe)
-            build([Plan(pair.target, pair.drafter, out, Recipes(one, one, one), backend, device, **WIDTHS)])
+            build([Plan(pair.target, (pair.drafter,), out, Recipes(one, one, one), backend, device, **WIDTHS)])
 
         return kept("-".join((shape, recipe, backend, device)), write)
 
@@ -91,7 +91,7 @@ def make_trained_bundle() -> Callable[..., Path]:
     def make(recipe: str, backend: str, device: str = "cpu") -> Path:
         def write(out: Path) -> None:
             recipes = Recipes(*[load(recipe)] * 3)
-            build([Plan(TARGET_DIR, DRAFTER_DIR, out, recipes, backend, device, prefill=(64,), verify=(5,))])
+            build([Plan(TARGET_DIR, (DRAFTER_DIR,), out, recipes, backend, device, prefill=(64,), verify=(5,))])
 
         return kept("-".join(("trained", recipe, backend, device)), write)
 

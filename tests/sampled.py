@@ -115,7 +115,7 @@ class Adversary:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
 
-    def restart(self) -> None: ...
+    def restart(self, prefilled) -> None: ...
 
     def propose(self, context: Context, count: int) -> Proposal:
         tokens, path, probs = context.tokens, [], []

@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from pocketdraft.runtime.drafter_specs import DrafterSpecs, MTPSpec
 from pocketdraft.runtime.manifest import (
-    DrafterSpec,
+    FORMAT_VERSION,
     FileEntry,
     GraphSpec,
     KVLayer,
     Manifest,
     Part,
     Source,
+    Sources,
     Tokens,
 )
 
@@ -67,17 +69,17 @@ def scripted_manifest(
     if per_layer:
         graphs += [graph("per_layer_embedder", "embed_per_layer", "per_layer_embedder", 1)]
     return Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         backend="litert",
         context_length=capacity,
         vocab_size=VOCABULARY,
         kv=(KVLayer(layer=0, kind="full", heads=1, head_dim=1),),
         graphs=tuple(graphs),
         parts={name: Part(file="model.litertlm", offset=0, size=1) for name in PARTS},
-        drafter=DrafterSpec(kind="mtp", head="dense", position="pending", kv_full=0, kv_sliding=0),
+        drafters=DrafterSpecs(mtp=MTPSpec(head="dense", position="pending", kv_full=0, kv_sliding=0)),
         tokens=Tokens(bos=None, stop=stop),
         recipe={},
-        source=Source(target="t", target_sha256="", drafter="d", drafter_sha256=""),
+        source=Sources(target=Source(name="t", sha256=""), drafters={"mtp": Source(name="d", sha256="")}),
         versions={},
         files={"model.litertlm": FileEntry(sha256="", size=1)},
     )

@@ -111,7 +111,9 @@ def test_acceptance_is_that_of_the_runtime_s_loop(monkeypatch):
     """Round by round, on graphs in torch: what one pass over a text replays is what the loop does."""
     monkeypatch.setattr(written, "NEW_TOKENS", 64)
     prompts = tokens_of(TEXTS)
-    wanted, texts = loop(eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR), 512), prompts, 64)
+    wanted, texts = loop(
+        eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR), context=512), prompts, 64
+    )
     exam = Exam.set_by(writer_of(), prompts, FAR)
     found = exam.measure(load_model(Checkpoint.open(DRAFTER_DIR), torch.float32, "sdpa"), 4)
     found.check()
@@ -134,7 +136,7 @@ def test_acceptance_of_texts_that_a_stop_token_ends(tmp_path, monkeypatch):
     )
     target = Checkpoint.open(tmp_path / "target")
     prompts = tokens_of(TEXTS)
-    wanted, texts = loop(eager_pair(target, Checkpoint.open(DRAFTER_DIR), 512), prompts, 64)
+    wanted, texts = loop(eager_pair(target, Checkpoint.open(DRAFTER_DIR), context=512), prompts, 64)
     exam = Exam.set_by(writer_of(tmp_path / "target"), prompts, FAR)
     found = exam.measure(load_model(Checkpoint.open(DRAFTER_DIR), torch.float32, "sdpa"), 4)
     found.check()
@@ -150,7 +152,7 @@ def test_acceptance_of_texts_that_a_stop_token_ends(tmp_path, monkeypatch):
 def test_drafts_at_any_anchor_are_those_of_the_graph(anchor):
     """Below, at and beyond the sliding window of 64 tokens."""
     (tokens,) = tokens_of([read_prompts(PROMPTS_FILE)[20].text * 3])
-    engine = eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR), 512)
+    engine = eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR), context=512)
     target, handle = Target(engine), engine.new_cache()
     cache = Cache(handle, 512)
     target.prefill(cache, tokens[:anchor])
@@ -226,7 +228,7 @@ def test_an_adapted_drafter_accepts_more_and_is_a_whole_checkpoint(small, tmp_pa
     check_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(tmp_path / "out"))
     # What it says of itself holds for the files, in the loop: on the prompts that were held out.
     held_out = tokens_of(TEXTS)[4::5]
-    engine = eager_pair(Checkpoint.open(TARGET_DIR, [fine_tuned]), Checkpoint.open(tmp_path / "out"), 512)
+    engine = eager_pair(Checkpoint.open(TARGET_DIR, [fine_tuned]), Checkpoint.open(tmp_path / "out"), context=512)
     assert round(loop(engine, held_out, 40)[0].accepted_per_round, 4) == found["after"]["per_round"]
 
 

@@ -18,8 +18,10 @@ from transformers import Gemma4ForCausalLM
 
 from pocketdraft.export.adapter import Adapter, merged
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.families import load_target
 from pocketdraft.export.hf_model import load_model
-from pocketdraft.export.models.gemma4 import Target, load_target
+from pocketdraft.export.models.decoder import Target
+from pocketdraft.export.pipeline import sources_of
 from pocketdraft.export.rungs import eager_pair, find_checkpoints
 from pocketdraft.export.stored import load
 from pocketdraft.runtime.errors import PocketdraftError
@@ -206,7 +208,7 @@ def test_graphs_with_an_adapter_agree_with_transformers(make_pair, tmp_path):
     pair = make_pair("shared")
     target = Checkpoint.open(pair.target, [write(tmp_path, pair.target)])
     drafter = Checkpoint.open(pair.drafter)
-    ours = eager_pair(target, drafter, WIDTHS["context"])
+    ours = eager_pair(target, drafter, context=WIDTHS["context"])
     assert disagreeing(TransformersEngine(ours.manifest, target, drafter), ours) == set()
     plain = TransformersEngine(ours.manifest, Checkpoint.open(pair.target), drafter)
     assert {"decode", "verify"} <= disagreeing(plain, ours)
@@ -226,16 +228,13 @@ def test_digest_and_name_tell_adapters_apart(base, tmp_path):
 def test_validate_wants_the_adapters_of_the_bundle(make_pair, tmp_path):
     pair, adapter = make_pair("shared"), write(tmp_path / "mine", make_pair("shared").target)
     target, drafter = Checkpoint.open(pair.target, [adapter]), Checkpoint.open(pair.drafter)
-    source = SimpleNamespace(
-        target=target.name, drafter=drafter.name, target_sha256=target.sha256(), drafter_sha256=drafter.sha256()
-    )
-    manifest = SimpleNamespace(source=source)
-    assert find_checkpoints(manifest, pair.target, pair.drafter, [adapter]) == (pair.target, pair.drafter)
-    assert find_checkpoints(manifest, None, None) is None
+    manifest, drafters = SimpleNamespace(source=sources_of(target, drafter)), (pair.drafter,)
+    assert find_checkpoints(manifest, pair.target, drafters, [adapter]) == (pair.target, drafters)
+    assert find_checkpoints(manifest, None, ()) is None
     with pytest.raises(PocketdraftError, match=r"is not what the bundle was made of .* made of target \+ mine and"):
-        find_checkpoints(manifest, pair.target, pair.drafter)
+        find_checkpoints(manifest, pair.target, drafters)
     with pytest.raises(PocketdraftError, match="is not what the bundle was made of"):
-        find_checkpoints(manifest, None, None, [adapter])
+        find_checkpoints(manifest, None, (), [adapter])
 
 
 # --- what is refused

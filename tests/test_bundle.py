@@ -30,7 +30,9 @@ MakeBundle = Callable[[str, str], Path]
 
 def validation(bundle: Path, pair: Pair, budget: int = 24) -> Validation:
     engine = open_engine(bundle, 1)
-    return validate(bundle, engine, TEXTS, budget, rungs(engine.manifest, pair.target, pair.drafter), lambda what: None)
+    return validate(
+        bundle, engine, TEXTS, budget, rungs(engine.manifest, pair.target, [pair.drafter]), lambda what: None
+    )
 
 
 def outcomes(found: Validation) -> dict[str, str]:
@@ -146,7 +148,7 @@ def test_the_embedded_pair_is_lossless_and_accepted_as_its_card_says(tmp_path):
 
     recipe = load("mixed")
     out = tmp_path / "bundle"
-    build([Plan(TARGET_DIR, DRAFTER_DIR, out, Recipes(recipe, recipe, recipe), prefill=(64,), verify=(5,))])
+    build([Plan(TARGET_DIR, (DRAFTER_DIR,), out, Recipes(recipe, recipe, recipe), prefill=(64,), verify=(5,))])
     engine = open_engine(out, 1)
     tokenizer = Tokenizer(out / "tokenizer.json", engine.manifest.tokens.bos)
     domains = bench(Target(engine), tokenizer, read_prompts(PROMPTS_FILE, 8), 64, 4, lambda done: None)

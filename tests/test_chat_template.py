@@ -114,7 +114,7 @@ def test_export_puts_the_checkpoint_s_template_into_every_bundle(make_pair, tmp_
     shutil.copytree(pair.target, target)
     (target / CHAT_TEMPLATE_NAME).write_text(ELABORATE, encoding="utf-8")
     for source, out in ((pair.target, tmp_path / "without"), (target, tmp_path / "with")):
-        pipeline.build([Plan(source, pair.drafter, out, Recipes(one, one, one), "onnx", context=32, prefill=(8,))])
+        pipeline.build([Plan(source, (pair.drafter,), out, Recipes(one, one, one), "onnx", context=32, prefill=(8,))])
     assert not (tmp_path / "without" / CHAT_TEMPLATE_NAME).exists()
     assert (tmp_path / "with" / CHAT_TEMPLATE_NAME).read_text() == ELABORATE
     entry = json.loads((tmp_path / "with" / "bundle.json").read_text())["files"][CHAT_TEMPLATE_NAME]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pocketdraft.export.checkpoint import Checkpoint
-from pocketdraft.export.models.gemma4 import load_target
+from pocketdraft.export.families import load_target
 from pocketdraft.export.pair import check_pair
 from pocketdraft.export.pipeline import load_models
 from pocketdraft.runtime.errors import PocketdraftError
@@ -55,10 +55,11 @@ def test_a_folder_without_config_is_no_checkpoint(pair):
     assert "is no checkpoint" in refusal(pair)
 
 
-def test_another_architecture_is_named(pair):
+@pytest.mark.parametrize(("kind", "said"), [("mistral", "A mistral was given"), ("gemma5", "model_type 'gemma5'")])
+def test_another_architecture_is_named(pair, kind, said):
     path = pair / "target" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "llama"}))
-    assert "model_type 'llama'" in refusal(pair)
+    path.write_text(json.dumps({"model_type": kind}))
+    assert said in refusal(pair)
 
 
 def test_config_that_is_not_json(pair):
@@ -189,3 +190,17 @@ def test_a_drafter_with_another_tokenizer_names_the_token(pair):
 def test_a_target_without_tokenizer(pair):
     (pair / "target" / "tokenizer.json").unlink()
     assert "has no tokenizer.json" in refusal(pair)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "bos"),
+    [
+        ({}, 2),
+        ({"add_bos_token": True, "tokenizer_class": "GPT2Tokenizer"}, 2),
+        ({"add_bos_token": False}, None),
+        ({"tokenizer_class": "GPT2Tokenizer"}, None),
+    ],
+)
+def test_the_first_token_is_one_that_the_tokenizer_puts(pair, tokenizer, bos):
+    (pair / "target" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert Checkpoint.open(pair / "target").tokens().bos == bos

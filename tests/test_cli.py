@@ -321,7 +321,7 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path, command):
         (["validate", "--max-tokens", "0"], "--max-tokens is 0"),
         (["validate", "--per-domain", "-1"], "--per-domain is -1"),
         (["validate", "--threads", "-1"], "--threads is -1"),
-        (["validate", "--target", "t"], "Only one of --target and --drafter"),
+        (["validate", "--target", "t"], "t is no checkpoint"),
         (["bench", "--prompts", "none.jsonl"], "no prompt file none.jsonl"),
         (["validate", "--prompts", "none.jsonl"], "no prompt file none.jsonl"),
     ],

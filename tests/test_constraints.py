@@ -133,7 +133,7 @@ class Careless:
     def __init__(self, series: list[int]) -> None:
         self.series = series
 
-    def restart(self) -> None: ...
+    def restart(self, prefilled) -> None: ...
 
     def propose(self, context: Context, count: int) -> Proposal:
         return Proposal.chain([self.series[i % len(self.series)] for i in range(max(count, 0))])

@@ -60,7 +60,7 @@ def test_mtp_is_silent_until_the_target_has_given_a_hidden_state():
     assert drafter.propose(context_of(PROMPT), 4) == NOTHING
     hidden = np.zeros((1, 1), np.float32)
     drafter.observe(Verdict((), 5, (0,)), Verified(np.zeros((1, VOCABULARY), np.float32), hidden, 1))
-    drafter.restart()
+    drafter.restart(())
     assert drafter.propose(context_of(PROMPT), 4) == NOTHING
 
 

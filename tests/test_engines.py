@@ -56,7 +56,7 @@ def test_every_backend_has_an_engine_file_and_is_under_this_contract():
 
 def test_graphs_agree_with_transformers(bundle, engine, make_pair):
     pair = make_pair("shared")
-    found = validate(bundle, engine, TEXTS, 24, rungs(engine.manifest, pair.target, pair.drafter), lambda what: None)
+    found = validate(bundle, engine, TEXTS, 24, rungs(engine.manifest, pair.target, [pair.drafter]), lambda what: None)
     assert list(found.ladder) == ["transformers -> step", "step -> graph"]
     assert max(row.max_error for rows in found.ladder.values() for row in rows) <= 1e-3
     assert found.passed, found.to_json()
@@ -68,7 +68,7 @@ def test_graphs_agree_with_transformers(bundle, engine, make_pair):
 def test_quantized_graphs_agree_with_the_quantized_steps(make_bundle, make_pair, backend, shape, recipe):
     pair, bundle = make_pair(shape), make_bundle(shape, recipe, backend)
     engine = open_engine(bundle, 1)
-    found = validate(bundle, engine, TEXTS, 24, rungs(engine.manifest, pair.target, pair.drafter), lambda what: None)
+    found = validate(bundle, engine, TEXTS, 24, rungs(engine.manifest, pair.target, [pair.drafter]), lambda what: None)
     assert list(found.ladder) == ["transformers -> step", "step -> quantized step", "quantized step -> graph"]
     assert found.passed, found.to_json()
     assert [check.outcome for check in found.checks if "vs plain" in check.name] == ["pass", "pass"]

@@ -21,11 +21,11 @@ from pocketdraft.runtime.manifest import read
 
 def plan_of(pair, recipe: str = "f32", **changes) -> Plan:
     one = load(recipe)
-    return Plan(pair.target, pair.drafter, Path(), Recipes(one, one, one), **(WIDTHS | changes))
+    return Plan(pair.target, (pair.drafter,), Path(), Recipes(one, one, one), **(WIDTHS | changes))
 
 
 def estimated(plan: Plan):
-    return estimate(plan, read_config(plan.target), read_config(plan.drafter))
+    return estimate(plan, *map(read_config, (plan.target, *plan.drafters)))
 
 
 @pytest.mark.parametrize("recipe", ["f32", "w8"])
@@ -116,6 +116,6 @@ def test_a_rule_without_a_kernel_is_refused_by_the_weights_name(make_pair, backe
     pair, recipe = make_pair("shared"), Recipe(name="own", rule=(Rule(weights="*", **rule),))
     if backend == "executorch":
         recipe = Recipe(name="own", rule=(Rule(weights="embedder.*", **rule),))
-    plan = Plan(pair.target, pair.drafter, Path(), Recipes(recipe, recipe, recipe), backend, **WIDTHS)
+    plan = Plan(pair.target, (pair.drafter,), Path(), Recipes(recipe, recipe, recipe), backend, **WIDTHS)
     with pytest.raises(PocketdraftError, match=says):
         estimated(plan)

@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import Gemma4ForCausalLM
 
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.drafting import load_drafter
+from pocketdraft.export.families import family_of, load_target, make_target
 from pocketdraft.export.hf_compat import patch_transformers
-from pocketdraft.export.models.exits import Exits, exit_logits, load_exits
-from pocketdraft.export.models.gemma4 import Geometry, Target, load_target
+from pocketdraft.export.models.decoder import Target
+from pocketdraft.export.models.exits import Exits, exit_logits
 from pocketdraft.export.stored import load as load_weights
 from pocketdraft.export.tiny import EXITS_DIR, PROMPTS_FILE, TARGET_DIR, train_exits
 from pocketdraft.export.tiny.corpus import DOMAINS
@@ -42,7 +44,7 @@ def target() -> Target:
 
 @pytest.fixture(scope="module")
 def exits(target: Target) -> Exits:
-    exits, places = load_exits(Checkpoint.open(EXITS_DIR), target.geometry)
+    exits, places = load_drafter(Checkpoint.open(EXITS_DIR), target)
     load_weights(places, exits)
     return exits
 
@@ -148,7 +150,7 @@ def test_untrained_exits_say_what_the_bare_state_does(reference, texts):
 def test_published_exits_are_read_back(reference, texts, tmp_path):
     fresh = train_exits.new_exits(reference, (1, 5))
     train_exits.publish(fresh, tmp_path)
-    read, places = load_exits(Checkpoint.open(tmp_path), Geometry.from_config(reference.config))
+    read, places = load_drafter(Checkpoint.open(tmp_path), make_target(reference.config))
     load_weights(places, read)
     assert read.cuts == (1, 5)
     for name, weight in read.state_dict().items():
@@ -177,7 +179,7 @@ def test_an_exit_that_was_not_trained_is_refused_by_its_number(exits):
 )
 def test_exits_of_another_target_are_refused(target, tmp_path, change, said):
     with pytest.raises(PocketdraftError, match=said):
-        load_exits(edited(tmp_path, **change), target.geometry)
+        load_drafter(edited(tmp_path, **change), target)
 
 
 def test_a_missing_and_an_unknown_weight_are_named(target, tmp_path):
@@ -185,12 +187,11 @@ def test_a_missing_and_an_unknown_weight_are_named(target, tmp_path):
         return {name: weight for name, weight in stored.items() if name != "exits.3.norm.weight"}
 
     with pytest.raises(PocketdraftError, match=r"lacks the weight exits\.3\.norm\.weight"):
-        load_exits(edited(tmp_path / "a", without), target.geometry)
+        load_drafter(edited(tmp_path / "a", without), target)
     with pytest.raises(PocketdraftError, match=r"weight exits\.9\.norm\.weight that pocketdraft_exits does not know"):
-        load_exits(edited(tmp_path / "b", lambda s: {**s, "exits.9.norm.weight": torch.ones(128)}), target.geometry)
+        load_drafter(edited(tmp_path / "b", lambda s: {**s, "exits.9.norm.weight": torch.ones(128)}), target)
 
 
-@pytest.mark.parametrize("kind", ["target", "drafter"])
-def test_exits_are_no_target_and_no_drafter(kind):
-    with pytest.raises(PocketdraftError, match=f"holds a target's exits; give the folder of a {kind}"):
-        Checkpoint.open(EXITS_DIR).require(kind)
+def test_exits_are_no_target():
+    with pytest.raises(PocketdraftError, match="A pocketdraft_exits was given as the target"):
+        family_of(Checkpoint.open(EXITS_DIR).config)

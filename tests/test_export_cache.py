@@ -129,7 +129,7 @@ def test_another_recipe_converts_nothing_again(make_bundle, make_pair, tmp_path,
     make_bundle("shared", "f32")
     monkeypatch.setattr(litert, "lower", lambda steps, path: refuse(path))
     pair, recipe = make_pair("shared"), load("w8")
-    build([Plan(pair.target, pair.drafter, tmp_path / "out", Recipes(recipe, recipe, recipe), **WIDTHS)])
+    build([Plan(pair.target, (pair.drafter,), tmp_path / "out", Recipes(recipe, recipe, recipe), **WIDTHS)])
     with pytest.raises(AssertionError, match="made again"):  # and this is no accident
         widths = WIDTHS | {"context": 80}
-        build([Plan(pair.target, pair.drafter, tmp_path / "other", Recipes(recipe, recipe, recipe), **widths)])
+        build([Plan(pair.target, (pair.drafter,), tmp_path / "other", Recipes(recipe, recipe, recipe), **widths)])

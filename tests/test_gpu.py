@@ -44,7 +44,7 @@ def driver(monkeypatch):
 def weight_only(bundle: Path) -> EagerEngine:
     """What a GPU computes of a quantized graph: weights rounded, activations left in float32."""
     manifest = read(bundle)
-    plan = plan_of(manifest, TARGET_DIR, DRAFTER_DIR)
+    plan = plan_of(manifest, TARGET_DIR, [DRAFTER_DIR])
     steps, _ = make_steps(plan, load_models(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR)), Plain())
     for name, module in all_weights(steps).items():
         rule = plan.recipes.rule_for(name)

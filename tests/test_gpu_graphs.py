@@ -79,7 +79,7 @@ def test_a_centroid_head_is_left_out_unasked(make_bundle):
 
 def test_on_the_cpu_the_graphs_agree_with_transformers_and_keep_the_law(bundle, shape, make_pair):
     pair, engine = make_pair(shape), open_engine(bundle, 1)
-    found = validate(bundle, engine, TEXTS, 24, rungs(engine.manifest, pair.target, pair.drafter), lambda what: None)
+    found = validate(bundle, engine, TEXTS, 24, rungs(engine.manifest, pair.target, [pair.drafter]), lambda what: None)
     assert max(row.max_error for rows in found.ladder.values() for row in rows) <= 1e-3
     assert found.passed, found.to_json()
     outcomes = {check.name: check.outcome for check in found.checks}

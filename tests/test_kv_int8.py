@@ -88,7 +88,7 @@ def test_a_layer_that_shares_sees_what_was_written_after_it_was_read():
 
 
 def plan_of(target: Path, drafter: Path, out: Path, backend: str = "litert") -> Plan:
-    return Plan(target, drafter, out, FLOAT, backend, kv="int8", **WIDTHS)
+    return Plan(target, (drafter,), out, FLOAT, backend, kv="int8", **WIDTHS)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_bundle_keeps_k_v_as_int8_and_stays_lossless(noted, make_pair, tmp_pat
     engine = open_engine(tmp_path / "int8", 1)
     kv = engine.read_kv(engine.new_cache())
     assert {array.dtype for array in kv.values()} == {np.dtype(np.int8)}
-    found = validate(tmp_path / "int8", engine, TEXTS, 24, rungs(manifest, noted, drafter), lambda what: None)
+    found = validate(tmp_path / "int8", engine, TEXTS, 24, rungs(manifest, noted, [drafter]), lambda what: None)
     assert list(found.ladder) == ["transformers -> step", "step -> quantized step", "quantized step -> graph"]
     assert found.passed, found.to_json()
     rows = {row.graph: row for row in found.ladder["step -> quantized step"]}

@@ -80,7 +80,7 @@ def test_a_folder_without_a_manifest_is_no_bundle(bundle):
 
 def test_a_newer_format_version_is_refused_with_both_versions(bundle):
     edit(bundle, lambda values: values.update(format_version=FORMAT_VERSION + 1))
-    assert f"format version {FORMAT_VERSION + 1}, this pocketdraft reads up to {FORMAT_VERSION}" in refused(bundle)
+    assert f"format version {FORMAT_VERSION + 1}, this pocketdraft reads {FORMAT_VERSION}" in refused(bundle)
 
 
 def test_a_newer_bundle_is_said_to_be_newer_even_if_it_has_keys_that_we_do_not_know(bundle):
@@ -130,7 +130,7 @@ def test_a_part_of_a_file_that_is_not_listed_is_refused(bundle):
         (lambda v: v["parts"]["target"].update(size=10**6), "places target up to byte 1000000"),
         (lambda v: v.update(graphs=[]), "has no embed graph"),
         (lambda v: v["parts"].pop("drafter"), "in a part 'drafter' that it lacks"),
-        (lambda v: v.update(format_version=0), "format version 0, the first is 1"),
+        (lambda v: v.update(format_version=1), "format version 1, this pocketdraft reads 2; export it again"),
         (lambda v: v["files"].update({"a\0b": v["files"]["tokenizer.json"]}), "is no file name"),
     ],
 )

@@ -14,8 +14,8 @@ from transformers import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextExperts, Gemma4TextRouter
 
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.families import load_target
 from pocketdraft.export.models import gemma4_moe
-from pocketdraft.export.models.gemma4 import load_target
 from pocketdraft.export.models.gemma4_moe import Experts, MixtureOfExperts, Router
 from pocketdraft.export.rungs import rungs
 from pocketdraft.runtime.engine import open_engine
@@ -152,7 +152,7 @@ def test_graphs_with_experts_agree_with_transformers(make_bundle, make_pair, bac
     pair, bundle = make_pair("26b-a4b"), make_bundle("26b-a4b", "f32", backend)
     engine = open_engine(bundle, 1)
     texts = ["def largest(values):", "In the beginning"]
-    found = validate(bundle, engine, texts, 24, rungs(engine.manifest, pair.target, pair.drafter), lambda what: None)
+    found = validate(bundle, engine, texts, 24, rungs(engine.manifest, pair.target, [pair.drafter]), lambda what: None)
     assert max(row.max_error for rows in found.ladder.values() for row in rows) <= 1e-3
     assert found.passed, found.to_json()
     engine.close()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scripted import ScriptedEngine, scripted_manifest
 
-from pocketdraft.runtime.manifest import DrafterSpec
+from pocketdraft.runtime.drafter_specs import DrafterSpecs, MTPSpec
 from pocketdraft.runtime.validate import position_check
 
 PROMPTS = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10]]
@@ -37,9 +37,9 @@ class TrainedAt(ScriptedEngine):
     ],
 )
 def test_the_other_position_is_advised_where_it_accepts_more(exported_for, trained_at, mend):
-    spec = DrafterSpec(kind="mtp", head="dense", position=exported_for, kv_full=0, kv_sliding=0)
-    engine = TrainedAt(scripted_manifest().model_copy(update={"drafter": spec}))
+    spec = MTPSpec(head="dense", position=exported_for, kv_full=0, kv_sliding=0)
+    engine = TrainedAt(scripted_manifest().model_copy(update={"drafters": DrafterSpecs(mtp=spec)}))
     engine.slot = trained_at
-    check = position_check(engine, PROMPTS, budget=24)
+    check = position_check(engine, spec, PROMPTS, budget=24)
     assert check.outcome == "info"
     assert ["", *check.detail.split(": ")[1:]] == mend.split(": ")

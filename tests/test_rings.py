@@ -40,12 +40,12 @@ def make_engine(make_pair):
     models = load_models(Checkpoint.open(pair.target), Checkpoint.open(pair.drafter))
     geometry = dataclasses.replace(models.target.geometry, window=WINDOW)
     models.target.trunk.geometry = models.target.geometry = geometry
-    models.drafter.trunk.geometry = dataclasses.replace(models.drafter.geometry, window=WINDOW)
+    models.drafters["mtp"].trunk.geometry = dataclasses.replace(models.drafters["mtp"].geometry, window=WINDOW)
 
     def engine(widths: tuple[int, ...], widest: int | None) -> EagerEngine:
         layout = KVLayout.of(geometry, CONTEXT, widest)
         steps = target_steps(models.target, layout, (7,), widths, Plain())
-        steps.append(mtp_step(models.drafter, geometry, layout, "dense", "pending", Plain()))
+        steps.append(mtp_step(models.drafters["mtp"], geometry, layout, "dense", "pending", Plain()))
         return EagerEngine(Bundle(steps), steps)
 
     return engine

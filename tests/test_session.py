@@ -71,7 +71,7 @@ class Parrot:
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
 
-    def restart(self) -> None: ...
+    def restart(self, prefilled) -> None: ...
 
     def propose(self, context: Context, count: int) -> Proposal:
         return Proposal.chain(self.tokens[:count])
@@ -202,7 +202,7 @@ class Oracle:
     def __init__(self, mistakes: list[bool]) -> None:
         self.mistakes = mistakes
 
-    def restart(self) -> None: ...
+    def restart(self, prefilled) -> None: ...
 
     def propose(self, context: Context, count: int) -> Proposal:
         tokens = plain(context.tokens, count)

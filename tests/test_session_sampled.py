@@ -75,7 +75,7 @@ class Oracle:
     def __init__(self, mistakes: list[bool], sampler: Sampler) -> None:
         self.mistakes, self.sampler = mistakes, sampler
 
-    def restart(self) -> None: ...
+    def restart(self, prefilled) -> None: ...
 
     def propose(self, context: Context, count: int) -> Proposal:
         tokens = plain(context.tokens, count, self.sampler)

@@ -25,7 +25,7 @@ from transformers import (
 from pocketdraft.export import sizes
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.checkpoint import Checkpoint
-from pocketdraft.export.models import gemma4, gemma4_moe
+from pocketdraft.export.models import decoder, gemma4, gemma4_moe
 from pocketdraft.export.models.masks import MASKED, visible
 from pocketdraft.export.pipeline import load_models, make_steps
 from pocketdraft.export.plan import Plan, Recipes
@@ -33,9 +33,10 @@ from pocketdraft.export.reference import TransformersEngine
 from pocketdraft.export.step import Plain
 from pocketdraft.export.steps import mtp, target
 from pocketdraft.quantize.recipe import load
+from pocketdraft.runtime.drafter_specs import DrafterSpecs, MTPSpec
 from pocketdraft.runtime.engine import Engine
 from pocketdraft.runtime.ladder import climb, compare, tokens_needed
-from pocketdraft.runtime.manifest import DrafterSpec, Manifest
+from pocketdraft.runtime.manifest import Manifest
 
 LIMIT = 1e-3
 
@@ -59,19 +60,18 @@ def reference(make_pair):
 
 def steps_of(pair: Pair, shape: str, head: str = "auto") -> tuple[Manifest, list]:
     recipe = load("f32")
-    plan = Plan(pair.target, pair.drafter, Path(), Recipes(recipe, recipe, recipe), head=head, **WIDTHS)
+    plan = Plan(pair.target, (pair.drafter,), Path(), Recipes(recipe, recipe, recipe), head=head, **WIDTHS)
     files = Checkpoint.open(pair.target), Checkpoint.open(pair.drafter)
     steps, layout = make_steps(plan, load_models(*files), Plain())
     geometry = gemma4.Geometry.from_config(files[0].text_config)
-    drafter = DrafterSpec(
-        kind="mtp",
+    drafter = MTPSpec(
         head="centroid" if files[1].config.use_ordered_embeddings and head == "auto" else "dense",
         position="pending",
         kv_full=geometry.last_owner("full"),
         kv_sliding=geometry.last_owner("sliding"),
     )
     blank = scripted_manifest().model_dump()
-    blank |= {"graphs": [step.spec for step in steps], "kv": layout.layers, "drafter": drafter}
+    blank |= {"graphs": [step.spec for step in steps], "kv": layout.layers, "drafters": DrafterSpecs(mtp=drafter)}
     blank |= {"vocab_size": geometry.vocab, "context_length": layout.context}
     return Manifest.model_validate(blank), steps
 
@@ -142,7 +142,8 @@ def test_every_graph_agrees_with_transformers(reference, make_pair, shape):
 
 
 def test_trap_unscaled_embedding(reference, make_pair, monkeypatch):
-    monkeypatch.setattr(target.math, "sqrt", lambda size: 1.0)
+    original = target._Embed.__init__
+    monkeypatch.setattr(target._Embed, "__init__", lambda self, table, rows, scale: original(self, table, rows, 1.0))
     assert failing_graphs(reference, make_pair, "shared") == {"embedder", "per_layer_embedder"}
 
 
@@ -170,8 +171,8 @@ def test_trap_position_of_the_last_cached_token_in_the_drafter(reference, make_p
 
 @pytest.mark.parametrize("shape", ["shared", "dense"])
 def test_trap_full_instead_of_partial_rope(reference, make_pair, monkeypatch, shape):
-    original = gemma4.rotary
-    monkeypatch.setattr(gemma4, "rotary", lambda size, theta, fraction, at: original(size, theta, 1.0, at))
+    original = decoder.rotary
+    monkeypatch.setattr(decoder, "rotary", lambda size, theta, fraction, at: original(size, theta, 1.0, at))
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, shape)
 
 
@@ -179,8 +180,8 @@ def test_trap_rope_exponent_over_the_rotated_part_only(reference, make_pair, mon
     def over_rotated(size, theta, fraction, at):
         return original(size, theta ** (1 / fraction), fraction, at)
 
-    original = gemma4.rotary
-    monkeypatch.setattr(gemma4, "rotary", over_rotated)
+    original = decoder.rotary
+    monkeypatch.setattr(decoder, "rotary", over_rotated)
     assert failing_graphs(reference, make_pair, "shared") >= TARGET_GRAPHS
 
 
@@ -226,15 +227,17 @@ def test_trap_sliding_window_read_forward(reference, make_pair, monkeypatch):
         masks["sliding"] = torch.where(visible(mask, held) & ahead[None, None], 0.0, MASKED)
         return masks
 
-    original = gemma4.additive_masks
-    monkeypatch.setattr(gemma4, "additive_masks", forward_masks)
+    original = decoder.additive_masks
+    monkeypatch.setattr(decoder, "additive_masks", forward_masks)
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
 
 
 @pytest.mark.parametrize("off", [-1, 1])
 def test_trap_sliding_window_one_off(reference, make_pair, monkeypatch, off):
-    original = gemma4.additive_masks
-    monkeypatch.setattr(gemma4, "additive_masks", lambda mask, at, window, held: original(mask, at, window + off, held))
+    original = decoder.additive_masks
+    monkeypatch.setattr(
+        decoder, "additive_masks", lambda mask, at, window, held: original(mask, at, window + off, held)
+    )
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
 
 
@@ -242,7 +245,7 @@ def test_trap_bool_mask_added_instead_of_applied(reference, make_pair, monkeypat
     def added(mask, positions, window, held):
         return {"full": mask.float(), "sliding": visible(mask, held).float()}
 
-    monkeypatch.setattr(gemma4, "additive_masks", added)
+    monkeypatch.setattr(decoder, "additive_masks", added)
     assert TARGET_GRAPHS | {"mtp_drafter"} <= failing_graphs(reference, make_pair, "shared")
 
 

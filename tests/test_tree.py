@@ -158,7 +158,7 @@ class Forest:
     def __init__(self, shape: list[tuple[int, bool]], coming: Callable[[list[int]], int]) -> None:
         self.shape, self.coming = shape, coming
 
-    def restart(self) -> None: ...
+    def restart(self, prefilled) -> None: ...
 
     def propose(self, context: Context, count: int) -> Proposal:
         turn = sum(context.tokens) % len(self.shape)

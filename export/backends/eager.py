@@ -29,7 +29,8 @@ class EagerEngine:
         self._steps = {step.spec.name: step for step in steps}
 
     def new_cache(self) -> KV:
-        return {name: t for name, t in self._steps["decode"].sample_inputs().items() if name.startswith("kv_cache_")}
+        steps = self._steps.values()
+        return {t.name: step.sample_inputs()[t.name] for step in steps for t in step.spec.inputs if t.is_kv}
 
     def fork(self, cache: KV) -> KV:
         return dict(cache)  # a call gives new tensors and leaves the old ones as they are
@@ -50,7 +51,8 @@ class EagerEngine:
         cache.update((name, torch.from_numpy(array)) for name, array in arrays.items())
 
     def read_kv(self, cache: KV) -> dict[str, npt.NDArray[np.float32]]:
-        return {name: tensor.numpy().copy() for name, tensor in cache.items()}
+        target = self._steps["decode"].spec.inputs
+        return {tensor.name: cache[tensor.name].numpy().copy() for tensor in target if tensor.is_kv}
 
     def close(self) -> None:
         self._steps.clear()

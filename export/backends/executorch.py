@@ -94,12 +94,12 @@ def write(
     # What XNNPACK computes, and computes right, in the place of norms and activations.
     replace_modules(steps, {RMSNorm: DelegatedRMSNorm, GELU: lambda _: TanhGELU()})
     chosen = families(steps)
-    kv = KVBuffers(chosen["target"])
+    kv = KVBuffers(list(chosen.values()))
     programs = {}
     for index, (family, step) in enumerate(chosen.items()):
         progress(f"Tracing {family}", index, len(chosen) + 1)
         programs[family] = _trace(Method(step, kv).eval())
-    programs[KV_READER] = torch.export.export(KVReader(kv), (torch.zeros(1),), strict=False)
+    programs[KV_READER] = torch.export.export(KVReader(kv, chosen["target"]), (torch.zeros(1),), strict=False)
     progress("Lowering", len(chosen), len(chosen) + 1)
     edge = _delegate(programs)
     outside = {name: undelegated(edge.exported_program(name)) for name in programs}
@@ -167,22 +167,27 @@ class QuantizedEmbedding(nn.Module):
 
 
 class KVBuffers(nn.Module):
-    def __init__(self, step: Step) -> None:
+    """K/V of all steps, those of one name once."""
+
+    def __init__(self, steps: list[Step]) -> None:
         super().__init__()
-        for name, tensor in step.sample_inputs().items():
-            if name.startswith("kv_cache_"):
-                self.register_buffer(name, tensor)
+        for step in steps:
+            samples = step.sample_inputs()
+            for tensor in step.spec.inputs:
+                if tensor.is_kv and not hasattr(self, tensor.name):
+                    self.register_buffer(tensor.name, samples[tensor.name])
 
 
 class KVReader(nn.Module):
-    """For the parity ladder; a phone never loads it."""
+    """The target's K/V, for the parity ladder; a phone never loads it."""
 
-    def __init__(self, kv: KVBuffers) -> None:
+    def __init__(self, kv: KVBuffers, target: Step) -> None:
         super().__init__()
-        self.kv = kv
+        self.kv, self.names = kv, [tensor.name for tensor in target.spec.inputs if tensor.is_kv]
 
     def forward(self, zero: Tensor) -> tuple[Tensor, ...]:
-        return tuple(buffer + zero.to(buffer.dtype) for buffer in self.kv.buffers())
+        buffers = (getattr(self.kv, name) for name in self.names)
+        return tuple(buffer + zero.to(buffer.dtype) for buffer in buffers)
 
 
 class Method(nn.Module):

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from pocketdraft.runtime.errors import PocketdraftError
 
-from ..checkpoint import Checkpoint
-from ..stored import Places
+from .decoder import Geometry, Target
 from .exits_config import ExitsConfig
-from .gemma4 import MLP, Geometry, Target
-from .layers import RMSNorm, linear
+from .layers import GELU, GatedMLP, RMSNorm, linear
 
 
 class Exit(nn.Module):
@@ -26,7 +24,7 @@ class Exit(nn.Module):
     def __init__(self, hidden: int, intermediate: int, eps: float) -> None:
         super().__init__()
         self.norm = RMSNorm(hidden, eps)
-        self.mlp = MLP(hidden, intermediate)
+        self.mlp = GatedMLP(hidden, intermediate, GELU())
         self.classifier = linear(hidden, 1)
         self.classifier_bias = nn.Parameter(torch.empty(1))
 
@@ -79,12 +77,3 @@ def check_exits(config: ExitsConfig, target: Geometry) -> None:
             f"The exits lie after layers {cuts}, the target's may lie after 1 to {last}, in ascending order; "
             "give exits of this target."
         )
-
-
-def load_exits(checkpoint: Checkpoint, target: Geometry) -> tuple[Exits, Places]:
-    """The exits with their large weights on the meta device, and where they lie."""
-    check_exits(checkpoint.config, target)
-    with torch.device("meta"):
-        exits = Exits(checkpoint.config)
-    stored = checkpoint.load_into(exits, {})
-    return exits.eval(), stored

@@ -1,16 +1,15 @@
 """Gemma 4's text target, written for export.
 
-The same arithmetic as transformers' `modeling_gemma4.py`, with static shapes, K/V as explicit tensors and
-parameter names equal to the checkpoint's, so that loading is a rename of prefixes. Batch is 1 throughout.
-Letters in shapes: T tokens of a call, S cache slots, D hidden size, H query heads, G KV heads, d head size,
-L layers, P per-layer embedding size, V vocabulary.
+The same arithmetic as transformers' `modeling_gemma4.py`, with static shapes and K/V as explicit tensors. Batch is 1
+throughout. Letters in shapes are those of `decoder.py` and `attention.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,43 +17,28 @@ from transformers import Gemma4TextConfig
 
 from pocketdraft.runtime.errors import PocketdraftError
 
-from ..checkpoint import Checkpoint
-from ..stored import Places
+from . import decoder
+from .attention import KVAccess, attend_grouped, rotate, split_heads
+from .decoder import Layer, Target
 from .gemma4_moe import Experts, MixtureOfExperts, Router
-from .layers import GELU, RMSNorm, linear
-from .masks import Kind, additive_masks, held_positions
+from .layers import GELU, GatedMLP, RMSNorm, linear
+from .masks import Kind
+
+MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+# A fused Gemma4ForConditionalGeneration keeps its text model one level deeper, beside the other modalities.
+PREFIX = re.compile(r"^model\.(language_model\.)?")
+OTHER_MODALITIES = re.compile(r"^model\.(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder)\.")
+KV_WEIGHT = re.compile(r"^layers\.(\d+)\.self_attn\.(k_proj|v_proj|k_norm)\.weight$")
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Geometry of one decoder layer. It attends over the K/V of target layer `reads`: its own or an earlier one's."""
+@dataclass(frozen=True, kw_only=True)
+class Geometry(decoder.Geometry):
+    """`moe` is None for a dense model."""
 
-    kind: Kind
-    owns_kv: bool
-    reads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    v_is_k: bool
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """All that the graphs need of a `Gemma4TextConfig`."""
-
-    vocab: int
-    hidden: int
-    heads: int
-    layers: tuple[Layer, ...]
-    per_layer: int
-    window: int
-    softcap: float | None
-    eps: float
-    rope: Mapping[Kind, tuple[float, float]]  # kind -> (theta, rotated fraction of the head)
     moe: MixtureOfExperts | None
 
     @staticmethod
-    def from_config(config: Gemma4TextConfig, target: Geometry | None = None) -> Geometry:
+    def from_config(config: Gemma4TextConfig, target: decoder.Geometry | None = None) -> Geometry:
         """A target's geometry, or its drafter's if `target` is given: a drafter's layers read the target's K/V.
 
         Raises PocketdraftError for what the graphs do not cover (biases, other activations).
@@ -97,54 +81,16 @@ class Geometry:
             softcap=config.final_logit_softcapping,
             eps=config.rms_norm_eps,
             rope=rope,
+            embedding_scale=math.sqrt(config.hidden_size),
             moe=MixtureOfExperts.from_config(config),
         )
-
-    def last_owner(self, kind: Kind) -> int:
-        """The layer whose K/V the KV-shared layers of this kind, and the drafter, read."""
-        return max(i for i, layer in enumerate(self.layers) if layer.owns_kv and layer.kind == kind)
-
-
-class KVAccess(Protocol):
-    """How a graph reaches K/V: K is [1, G, S, d], V is [1, G, d, S] (transposed, as LiteRT-LM keeps it).
-
-    `last`, int32 [1], is the last position that K/V holds once the call has written.
-    """
-
-    last: Tensor
-
-    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Stores new rows, [1, G, T, d] each, at the call's positions."""
-
-    def read(self, layer: int) -> tuple[Tensor, Tensor]: ...
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Attention as the backend computes it best: query and result [1, G, R, d], additive mask [1, 1, R, S]."""
-
-
-def rotary(head_dim: int, theta: float, fraction: float, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, [T, d]. "Proportional" RoPE: the angles beyond `fraction` are zero, the exponent keeps d."""
-    rotated = int(fraction * head_dim // 2)
-    inverse = 1.0 / (theta ** (torch.arange(0, 2 * rotated, 2, dtype=torch.float32) / head_dim))
-    inverse = torch.cat([inverse, torch.zeros(head_dim // 2 - rotated)])
-    angles = positions.to(torch.float32)[:, None] * inverse[None]
-    angles = torch.cat([angles, angles], -1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies RoPE to x [1, heads, T, d]."""
-    half = x.shape[-1] // 2
-    low, high = x[..., :half], x[..., half:]
-    return x * cos + torch.cat([-high, low], -1) * sin
 
 
 class Attention(nn.Module):
     def __init__(self, geometry: Geometry, index: int) -> None:
         super().__init__()
         layer = geometry.layers[index]
-        self.heads, self.layer = geometry.heads, layer
-        self.index = index
+        self.layer, self.index = layer, index
         self.q_proj = linear(geometry.hidden, geometry.heads * layer.head_dim)
         self.q_norm = RMSNorm(layer.head_dim, geometry.eps)
         self.o_proj = linear(geometry.heads * layer.head_dim, geometry.hidden)
@@ -156,41 +102,20 @@ class Attention(nn.Module):
                 self.v_proj = linear(geometry.hidden, layer.kv_heads * layer.head_dim)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
-        tokens, size = x.shape[1], self.layer.head_dim
         query = self._heads(self.q_norm(self._split(self.q_proj(x))), rope)
         if self.layer.owns_kv:
             raw = self._split(self.k_proj(x))
             value = raw if self.layer.v_is_k else self._split(self.v_proj(x))
             kv.write(self.index, self._heads(self.k_norm(raw), rope), self.v_norm(value).transpose(1, 2))
-        keys, values = kv.read(self.layer.reads)
-        # Grouped queries lie under their KV head as further rows: [1, G, (H / G) * T, d].
-        groups = self.heads // keys.shape[1]
-        query = query.reshape(1, keys.shape[1], groups * tokens, size)
-        if tokens > 1:
-            # LiteRT's repeat is a broadcast of eight dimensions: no GPU takes it, a CPU's verify is 1.8x as long.
-            mask = torch.cat([mask] * groups, 2)
         # Gemma 4 scales neither queries nor scores: q_norm carries the temperature.
-        mixed = kv.attend(query, keys, values, mask).reshape(1, self.heads, tokens, size)
-        return self.o_proj(mixed.transpose(1, 2).reshape(1, tokens, self.heads * size))  # type: ignore[no-any-return]
+        return self.o_proj(attend_grouped(query, mask, kv, self.layer.reads))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(1, x.shape[1], -1, self.layer.head_dim)
+        return split_heads(x, self.layer.head_dim)
 
     @staticmethod
     def _heads(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         return rotate(x.transpose(1, 2), *rope)
-
-
-class MLP(nn.Module):
-    def __init__(self, hidden: int, intermediate: int) -> None:
-        super().__init__()
-        self.gate_proj = linear(hidden, intermediate)
-        self.up_proj = linear(hidden, intermediate)
-        self.down_proj = linear(intermediate, hidden)
-        self.activation = GELU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -198,7 +123,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         hidden, eps = geometry.hidden, geometry.eps
         self.self_attn = Attention(geometry, index)
-        self.mlp = MLP(hidden, geometry.layers[index].intermediate)
+        self.mlp = GatedMLP(hidden, geometry.layers[index].intermediate, GELU())
         self.input_layernorm = RMSNorm(hidden, eps)
         self.post_attention_layernorm = RMSNorm(hidden, eps)
         self.pre_feedforward_layernorm = RMSNorm(hidden, eps)
@@ -235,57 +160,48 @@ class DecoderLayer(nn.Module):
         return self.post_feedforward_layernorm_1(dense) + self.post_feedforward_layernorm_2(mixed)  # type: ignore[no-any-return]
 
 
-class Trunk(nn.Module):
-    """Decoder layers and the final norm: embeddings [1, T, D] -> hidden state after the final norm [1, T, D]."""
+class Trunk(decoder.Trunk):
+    """With what 2B's kind feeds each layer of a token besides: its per-layer embedding."""
+
+    geometry: Geometry
 
     def __init__(self, geometry: Geometry) -> None:
-        super().__init__()
-        self.geometry = geometry
-        self.layers = nn.ModuleList(DecoderLayer(geometry, i) for i in range(len(geometry.layers)))
-        self.norm = RMSNorm(geometry.hidden, geometry.eps)
+        super().__init__(geometry, (DecoderLayer(geometry, i) for i in range(len(geometry.layers))))
         if geometry.per_layer:
             self.per_layer_model_projection = linear(geometry.hidden, len(self.layers) * geometry.per_layer)
             self.per_layer_projection_norm = RMSNorm(geometry.per_layer, geometry.eps)
 
-    def forward(self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
-        for layer, given in zip(self.layers, self.given(x, per_layer, positions, mask, kv), strict=True):
-            x = layer(x, *given, kv)
-        return self.norm(x)  # type: ignore[no-any-return]
+    @property
+    def preparing(self) -> list[nn.Module]:
+        return [self.per_layer_model_projection] if self.geometry.per_layer else []
 
     def given(
-        self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess
-    ) -> list[tuple[Tensor | None, tuple[Tensor, Tensor], Tensor]]:
+        self,
+        x: Tensor,
+        per_layer: Tensor | None,
+        positions: Tensor,
+        mask: Tensor,
+        kv: KVAccess,
+        layers: range | None = None,
+    ) -> list[tuple[Any, ...]]:
         """What each layer takes besides the hidden state: its per-layer input, RoPE and mask."""
-        g = self.geometry
-        sliding = next((layer.reads for layer in g.layers if layer.kind == "sliding"), None)
-        slots = mask.shape[-1] if sliding is None else kv.read(sliding)[0].shape[2]
-        masks = additive_masks(mask, positions, g.window, held_positions(slots, mask.shape[-1], kv.last))
-        sizes = {layer.kind: layer.head_dim for layer in g.layers}
-        ropes = {kind: rotary(size, *g.rope[kind], positions) for kind, size in sizes.items()}
-        if per_layer is not None:
-            projected = self.per_layer_model_projection(x) * g.hidden**-0.5
-            projected = self.per_layer_projection_norm(projected.reshape(per_layer.shape))
-            per_layer = (projected + per_layer) * 2.0**-0.5
-        own = [None if per_layer is None else per_layer[:, :, index] for index in range(len(self.layers))]
-        return [(own[i], ropes[layer.kind], masks[layer.kind]) for i, layer in enumerate(g.layers)]
+        given = super().given(x, None, positions, mask, kv, layers)
+        if per_layer is None:
+            return [(None, *one) for one in given]
+        projected = self.per_layer_model_projection(x) * self.geometry.hidden**-0.5
+        projected = self.per_layer_projection_norm(projected.reshape(per_layer.shape))
+        per_layer = (projected + per_layer) * 2.0**-0.5
+        return [(per_layer[:, :, index], *one) for index, one in enumerate(given)]
 
 
-class Target(nn.Module):
-    """The target: trunk, head and embedding tables, which ship as graphs of their own."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__()
-        self.geometry = geometry
-        self.trunk = Trunk(geometry)
-        self.embed_tokens = nn.Embedding(geometry.vocab, geometry.hidden)
-        self.lm_head = linear(geometry.hidden, geometry.vocab)
-        if geometry.per_layer:
-            self.embed_tokens_per_layer = nn.Embedding(geometry.vocab, len(geometry.layers) * geometry.per_layer)
+def make_target(config: Gemma4TextConfig) -> Target:
+    """Without weights."""
+    return Target(Trunk(Geometry.from_config(config)))
 
 
-def load_target(checkpoint: Checkpoint) -> tuple[Target, Places]:
-    """The target with its large weights on the meta device, and where they lie."""
-    with torch.device("meta"):
-        target = Target(Geometry.from_config(checkpoint.text_config))
-    stored = checkpoint.load_into(target, tied={"lm_head.weight": "embed_tokens.weight"})
-    return target.eval(), stored
+def own_name(name: str, config: Gemma4TextConfig) -> str | None:
+    """KV-shared layers have K/V weights in some checkpoints, which nothing reads; nor does it other modalities."""
+    own = PREFIX.sub("", name)
+    kv = KV_WEIGHT.match(own)
+    unused = kv and int(kv[1]) >= config.num_hidden_layers - (config.num_kv_shared_layers or 0)
+    return None if unused or OTHER_MODALITIES.match(name) else own

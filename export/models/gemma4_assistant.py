@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ..checkpoint import Checkpoint
-from ..stored import Places
+from . import decoder
 from .gemma4 import Geometry, Trunk
 from .layers import linear
 
@@ -59,19 +58,8 @@ class Drafter(nn.Module):
             self.masked_embedding = CentroidHead(geometry.vocab, geometry.hidden, centroids, top)
 
 
-def make_drafter(config: PretrainedConfig, target: Geometry) -> Drafter:
+def make_drafter(config: PretrainedConfig, target: decoder.Geometry) -> Drafter:
     """Without weights, from a `Gemma4AssistantConfig`."""
     count = config.num_centroids if config.use_ordered_embeddings else 0
     geometry = Geometry.from_config(config.get_text_config(), target)
     return Drafter(geometry, config.backbone_hidden_size, count, config.centroid_intermediate_top_k)
-
-
-def load_drafter(checkpoint: Checkpoint, target: Geometry) -> tuple[Drafter, Places]:
-    """The drafter with its large weights on the meta device, and where they lie."""
-    with torch.device("meta"):
-        drafter = make_drafter(checkpoint.config, target)
-    tied = {"lm_head.weight": "embed_tokens.weight"}
-    if drafter.has_centroids:
-        tied["masked_embedding.rows.weight"] = "lm_head.weight"
-    stored = checkpoint.load_into(drafter, tied)
-    return drafter.eval(), stored

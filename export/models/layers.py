@@ -26,3 +26,22 @@ class GELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.gelu(x, approximate="tanh")
+
+
+class SiLU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x)): SwiGLU or GeGLU by its activation."""
+
+    def __init__(self, hidden: int, intermediate: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj = linear(hidden, intermediate)
+        self.up_proj = linear(hidden, intermediate)
+        self.down_proj = linear(intermediate, hidden)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]

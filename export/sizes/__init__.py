@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from transformers import (
+    CONFIG_MAPPING,
     Gemma4AssistantConfig,
     Gemma4TextConfig,
     Gemma4UnifiedAssistantConfig,
@@ -42,7 +43,6 @@ from transformers import (
 
 from pocketdraft.runtime.errors import PocketdraftError
 
-from ..checkpoint import CONFIGS
 from ..hf_compat import patch_transformers
 
 HERE = Path(__file__).parent
@@ -71,8 +71,12 @@ def configs(name: str) -> Pair:
         near = within or difflib.get_close_matches(name.lower(), names(), n=1)
         mend = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(names())}."
         raise PocketdraftError(f"There is no size {name!r} of Gemma 4; {mend}")
-    target, drafter = (json.loads((HERE / name / f"{part}.json").read_text()) for part in ("target", "drafter"))
-    return CONFIGS[target["model_type"]].from_dict(target), CONFIGS[drafter["model_type"]].from_dict(drafter)
+    return _config(name, "target"), _config(name, "drafter")
+
+
+def _config(name: str, part: str) -> Any:
+    raw = json.loads((HERE / name / f"{part}.json").read_text())
+    return CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
 
 
 def resized(config: TextConfig, changes: Mapping[str, Any]) -> TextConfig:

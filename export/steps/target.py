@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,20 +13,39 @@ from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
 
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
-from ..models.gemma4 import Target
+from ..models.decoder import Target
 from ..step import Operators, Plain, Step, spec
 
 Part = Literal["embedder", "per_layer_embedder"]
 
 
+@dataclass(frozen=True)
+class Wants:
+    """What a bundle's drafters want of the target's graphs: the hidden states after the layers `taps`, side by side;
+    those after the final norm of a prompt's tokens too; its head on so many of their own hidden states at once."""
+
+    taps: tuple[int, ...] = ()
+    prefill_hidden: bool = False
+    heads: tuple[int, ...] = ()
+
+    def __or__(self, other: Wants) -> Wants:
+        """Of both. Taps are one drafter's."""
+        heads = tuple(sorted({*self.heads, *other.heads}))
+        return Wants(self.taps or other.taps, self.prefill_hidden or other.prefill_hidden, heads)
+
+
 class _TargetStep(nn.Module):
     """Prefill keeps K/V only; decode and verify also give logits and the hidden state after the final norm."""
 
-    def __init__(self, target: Target, layout: KVLayout, operators: Operators, with_logits: bool) -> None:
+    def __init__(
+        self, target: Target, layout: KVLayout, operators: Operators, outputs: tuple[str, ...], taps: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.trunk = target.trunk
-        self.lm_head = target.lm_head if with_logits else None
+        self.outputs, self.taps = outputs, taps
+        self.lm_head = target.lm_head if "logits" in outputs else None
         self.softcap, self.kv_steps, self.operators = target.geometry.softcap, layout.steps, operators
+        self.owner = layout.owner
 
     def forward(
         self,
@@ -37,59 +57,97 @@ class _TargetStep(nn.Module):
     ) -> dict[str, Tensor]:
         start = input_pos[:1]
         last = start + (input_pos.shape[0] - 1)
-        kv = open_kv(self.kv_steps, kv_cache, start, last, mask.shape[-1], self.operators)
-        hidden = self.trunk(embeddings, per_layer_embeddings, input_pos, mask, kv)
-        if self.lm_head is None:
-            return kv.tensors
-        logits = self.lm_head(hidden)
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return {"logits": logits, "activations": hidden, **kv.tensors}
+        kv = open_kv(self.kv_steps, kv_cache, start, last, mask.shape[-1], self.operators, self.owner)
+        states = self.trunk.states(embeddings, per_layer_embeddings, input_pos, mask, kv)
+        found = dict(kv.tensors)
+        if self.taps:
+            found["taps"] = torch.cat([states[layer] for layer in self.taps], -1)
+        if "activations" in self.outputs:
+            found["activations"] = self.trunk.norm(states[-1])
+        if self.lm_head is not None:
+            found["logits"] = capped(self.lm_head(found["activations"]), self.softcap)
+        return found
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+class _Head(nn.Module):
+    """The target's head on hidden states that a drafter made."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self.lm_head, self.softcap = target.lm_head, target.geometry.softcap
+
+    def forward(self, activations: Tensor) -> dict[str, Tensor]:
+        return {"logits": capped(self.lm_head(activations), self.softcap)}
 
 
 class _Embed(nn.Module):
-    """Rows scaled by the square root of their size. LiteRT-LM marks absent tokens with negative ids."""
+    """Rows times `scale`. LiteRT-LM marks absent tokens with negative ids."""
 
-    def __init__(self, table: nn.Embedding, rows: tuple[int, ...]) -> None:
+    def __init__(self, table: nn.Embedding, rows: tuple[int, ...], scale: float) -> None:
         super().__init__()
-        self.table, self.rows, self.scale = table, rows, math.sqrt(rows[-1])
+        self.table, self.rows, self.scale = table, rows, scale
 
     def forward(self, token_ids: Tensor) -> dict[str, Tensor]:
         tokens = torch.maximum(token_ids, torch.tensor(0, dtype=torch.int32))
-        return {"embeddings": (self.table(tokens) * self.scale).reshape(1, token_ids.shape[1], *self.rows)}
+        rows = self.table(tokens) if self.scale == 1.0 else self.table(tokens) * self.scale
+        return {"embeddings": rows.reshape(1, token_ids.shape[1], *self.rows)}
 
 
 def target_steps(
-    target: Target, layout: KVLayout, prefill: tuple[int, ...], verify: tuple[int, ...], operators: Operators
+    target: Target,
+    layout: KVLayout,
+    prefill: tuple[int, ...],
+    verify: tuple[int, ...],
+    operators: Operators,
+    wants: Wants = Wants(),
 ) -> list[Step]:
     """`prefill_N` for each N, `decode`, `verify_K` for each width K, and `verify`, which LiteRT-LM calls.
 
     `verify` has the first width of `verify`: its drafts per round are that width less one.
     """
+    g = target.geometry
 
     def step(name: str, role: Literal["prefill", "decode", "verify"], width: int) -> Step:
-        with_logits = role != "prefill"
-        outputs: tuple[TensorSpec, ...] = layout.tensors()
-        if with_logits:
-            g = target.geometry
-            logits = spec("logits", "float32", 1, width, g.vocab)
-            outputs = (logits, spec("activations", "float32", 1, width, g.hidden), *outputs)
+        sizes = {"logits": g.vocab, "activations": g.hidden, "taps": g.hidden * len(wants.taps)}
+        if role == "prefill":
+            del sizes["logits"]
+            if not wants.prefill_hidden:
+                del sizes["activations"]
+        if not wants.taps:
+            del sizes["taps"]
         graph = GraphSpec(
             name=name,
             role=role,
             part="target",
             width=width,
-            inputs=(*_inputs(target, layout, width), *operators.inputs),
-            outputs=outputs,
+            inputs=(*target_inputs(target, layout, width), *layout.tensors(), *operators.inputs),
+            outputs=(*(spec(one, "float32", 1, width, size) for one, size in sizes.items()), *layout.tensors()),
         )
-        return Step(graph, _TargetStep(target, layout, operators, with_logits).eval())
+        return Step(graph, _TargetStep(target, layout, operators, tuple(sizes), wants.taps).eval())
 
     return [
         *(step(f"prefill_{width}", "prefill", width) for width in prefill),
         step("decode", "decode", 1),
-        step("verify", "verify", verify[0]),
-        *(step(f"verify_{width}", "verify", width) for width in verify[1:]),
+        *(step("verify" if width == verify[0] else f"verify_{width}", "verify", width) for width in verify),
+        *(head_step(target, width) for width in wants.heads),
     ]
+
+
+def head_step(target: Target, width: int) -> Step:
+    g = target.geometry
+    graph = GraphSpec(
+        name=f"head_{width}",
+        role="head",
+        part="target",
+        width=width,
+        inputs=(spec("activations", "float32", 1, width, g.hidden),),
+        outputs=(spec("logits", "float32", 1, width, g.vocab),),
+    )
+    return Step(graph, _Head(target).eval())
 
 
 def embedder_steps(target: Target) -> list[Step]:
@@ -102,9 +160,9 @@ def embedder_steps(target: Target) -> list[Step]:
         graph = GraphSpec(name=name, role=role, part=part, width=1, inputs=(tokens,), outputs=(rows,))
         return Step(graph, module.eval())
 
-    steps = [step("embedder", "embed", "embedder", _Embed(target.embed_tokens, (g.hidden,)))]
+    steps = [step("embedder", "embed", "embedder", _Embed(target.embed_tokens, (g.hidden,), g.embedding_scale))]
     if g.per_layer:
-        module = _Embed(target.embed_tokens_per_layer, (len(g.layers), g.per_layer))
+        module = _Embed(target.embed_tokens_per_layer, (len(g.layers), g.per_layer), math.sqrt(g.per_layer))
         steps.append(step("per_layer_embedder", "embed_per_layer", "per_layer_embedder", module))
     return steps
 
@@ -115,7 +173,8 @@ def reading_steps(target: Target, tokens: int) -> list[Step]:
     return [*target_steps(target, layout, (), (tokens,), Plain()), *embedder_steps(target)]
 
 
-def _inputs(target: Target, layout: KVLayout, width: int) -> tuple[TensorSpec, ...]:
+def target_inputs(target: Target, layout: KVLayout, width: int) -> tuple[TensorSpec, ...]:
+    """All but K/V."""
     g = target.geometry
     inputs = [
         spec("embeddings", "float32", 1, width, g.hidden),
@@ -124,4 +183,4 @@ def _inputs(target: Target, layout: KVLayout, width: int) -> tuple[TensorSpec, .
     ]
     if g.per_layer:
         inputs.append(spec("per_layer_embeddings", "float32", 1, width, len(g.layers), g.per_layer))
-    return (*inputs, *layout.tensors())
+    return tuple(inputs)

@@ -6,13 +6,21 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma4AssistantConfig, Gemma4TextConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma4AssistantConfig,
+    Gemma4TextConfig,
+    MuseGlimmerAssistantConfig,
+    PreTrainedModel,
+)
 
 from ..hf_compat import patch_transformers
+from ..models.mtp_config import MtpHeadsConfig
 
 VOCABULARY = 2048
 CENTROIDS, CENTROIDS_READ = 64, 8
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+MASK_TOKEN = 3  # <unk>, which a byte-level tokenizer never writes
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -92,6 +100,65 @@ def drafter_config(target: Gemma4TextConfig, centroids: bool, hidden: int = 64) 
         use_ordered_embeddings=centroids,
         num_centroids=CENTROIDS,
         centroid_intermediate_top_k=CENTROIDS_READ,
+    )
+
+
+def draft_model_config(target: Gemma4TextConfig) -> Gemma4TextConfig:
+    """An independent draft model: the target's tokens and architecture, half as wide, with K/V of its own."""
+    return Gemma4TextConfig(
+        vocab_size=target.vocab_size,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        layer_types=[SLIDING, SLIDING, FULL],
+        num_kv_shared_layers=0,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        global_head_dim=32,
+        sliding_window=target.sliding_window,
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=0,
+        final_logit_softcapping=target.final_logit_softcapping,
+        max_position_embeddings=target.max_position_embeddings,
+        **SPECIAL,
+    )
+
+
+def mtp_heads_config(target: Gemma4TextConfig) -> MtpHeadsConfig:
+    """One native MTP head of full attention."""
+    return MtpHeadsConfig(
+        vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size,
+        intermediate_size=320,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        rms_norm_eps=target.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        max_position_embeddings=target.max_position_embeddings,
+    )
+
+
+def dflash_config(
+    target: Gemma4TextConfig, layers: int = 3, taps: Sequence[int] = (1, 3, 4)
+) -> MuseGlimmerAssistantConfig:
+    """A DFlash drafter of blocks of 16, full attention, with the output of the target's layers `taps` as context."""
+    return MuseGlimmerAssistantConfig(
+        hidden_size=target.hidden_size,
+        intermediate_size=224,
+        num_hidden_layers=layers,
+        layer_types=[FULL] * layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        max_position_embeddings=target.max_position_embeddings,
+        block_size=16,
+        mask_token_id=MASK_TOKEN,
+        target_layer_ids=list(taps),
+        **SPECIAL,
     )
 
 

@@ -1,4 +1,4 @@
-"""Trains the embedded pair from nothing: about an hour and a half on one CPU core.
+"""Trains the embedded target and its drafters from nothing: about two hours on one CPU core.
 
     python -m pocketdraft.export.tiny.train --work build/tiny --botocore botocore-1.44.5-py3-none-any.whl
 
@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma4AssistantForCausalLM,
+    Gemma4ForCausalLM,
+    MuseGlimmerAssistantModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from ..hf_compat import patch_transformers
 from . import HERE
+from .configs import mtp_heads_config
 from .corpus import DOMAINS, LICENCES, SOURCES, build_corpus, encode, train_tokenizer
+from .train_dflash import train_dflash
+from .train_draft_model import train_draft_model
 from .train_drafter import add_centroid_head, train_drafter
+from .train_mtp_heads import save_head, train_mtp_head
 from .train_target import train_target, write_text
 from .training import Batches
 
@@ -38,6 +49,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--target-steps", type=int, default=1500)
     parser.add_argument("--drafter-steps", type=int, default=1000)
+    parser.add_argument("--head-steps", type=int, default=2500)
+    parser.add_argument("--draft-model-steps", type=int, default=4000)
+    parser.add_argument("--dflash-steps", type=int, default=2000)
     parser.add_argument("--texts", type=int, default=1536)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
@@ -60,8 +74,24 @@ def main() -> None:
             work / "dense"
         )
     dense = load(Gemma4AssistantForCausalLM, work / "dense")
+    if not (work / "mtp_heads").exists():
+        head = train_mtp_head(target, Batches(work, "training", 17), written, chosen.head_steps)
+        save_head(head, mtp_heads_config(target.config), work / "mtp_heads")
+    if not (work / "draft_model").exists():
+        train_draft_model(target, Batches(work, "training", 13), written, chosen.draft_model_steps).save_pretrained(
+            work / "draft_model"
+        )
+    small = load(Gemma4ForCausalLM, work / "draft_model")
     drafter = add_centroid_head(target, dense, Batches(work, "training", 21), written, 100)
-    publish(target, drafter, work, chosen.out)
+    if not (work / "dflash").exists():
+        train_dflash(target, Batches(work, "training", 7), written, chosen.dflash_steps).save_pretrained(
+            work / "dflash"
+        )
+    for assistant in (drafter, small):
+        assistant.generation_config.num_assistant_tokens = 4
+    publish({"target": target, "drafter": drafter, "draft_model": small}, work, chosen.out)
+    # A DFlash drafter has the target's tokenizer and needs no copy.
+    load(MuseGlimmerAssistantModel, work / "dflash").to(torch.bfloat16).save_pretrained(chosen.out / "dflash")
 
 
 def load(kind: Any, folder: Path) -> Any:
@@ -97,12 +127,12 @@ def prompts(tokenizer: Tokenizer, held_out: dict[str, list[str]]) -> list[dict[s
     return chosen
 
 
-def publish(target: Gemma4ForCausalLM, drafter: Gemma4AssistantForCausalLM, work: Path, out: Path) -> None:
+def publish(models: dict[str, PreTrainedModel], work: Path, out: Path) -> None:
     """bfloat16 weights: rounding them costs nothing that the figures show."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "prompts.jsonl").write_bytes((work / "prompts.jsonl").read_bytes())
-    drafter.generation_config.num_assistant_tokens = 4
-    for name, model in (("target", target), ("drafter", drafter)):
+    shutil.copytree(work / "mtp_heads", out / "mtp_heads", dirs_exist_ok=True)
+    for name, model in models.items():
         model.to(torch.bfloat16).save_pretrained(out / name)
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(work / "tokenizer.json"),

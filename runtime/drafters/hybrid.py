@@ -7,6 +7,8 @@ target's rounds take (`cost.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
@@ -15,10 +17,11 @@ from ..draft_length import EarlyStop
 from ..errors import PocketdraftError
 from ..proposal import Proposal
 from ..sampler import GREEDY, Sampler
-from ..target import Target, Verified
+from ..target import Prefilled, Target, Verified
 from .mtp import MTPDrafter
 from .prompt_lookup import look_up
 
+KIND = "mtp"
 MTP = 0  # beside the lengths of a match
 # How often a draft is right, supposed for so many drafts, until there are real ones.
 SUPPOSED, SUPPOSED_DRAFTS = {MTP: 0.7, 1: 0.3, 2: 0.5, 3: 0.7}, 4.0
@@ -34,8 +37,8 @@ class HybridDrafter:
         self._judged = dict.fromkeys(SUPPOSED, SUPPOSED_DRAFTS)
         self._proposed, self._source = 0, MTP
 
-    def restart(self) -> None:
-        self._mtp.restart()
+    def restart(self, prefilled: Sequence[Prefilled]) -> None:
+        self._mtp.restart(prefilled)
 
     def propose(self, context: Context, count: int) -> Proposal:
         found, matched = look_up(context.tokens, count)

@@ -8,16 +8,20 @@ drawn after the same temperature, truncation and penalty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
 from ..draft_length import EarlyStop
+from ..drafter_specs import MTPSpec
 from ..proposal import NOTHING, Proposal
 from ..sampler import GREEDY, Draft, Sampler
-from ..target import Floats, Target, Verified
+from ..target import Floats, Prefilled, Target, Verified
 
+KIND = "mtp"
 DRAWS = True  # its drafts, where the sampler is not greedy
 
 
@@ -26,10 +30,11 @@ class MTPDrafter:
         self, target: Target, cache: Cache, sampler: Sampler = GREEDY, early_stop: EarlyStop | None = None
     ) -> None:
         self._target, self._cache, self._sampler, self._early_stop = target, cache, sampler, early_stop
+        target.engine.manifest.drafters.of(MTPSpec)
         self._graph = target.engine.manifest.graphs_of("draft")[0].name
         self._hidden: Floats | None = None
 
-    def restart(self) -> None:
+    def restart(self, prefilled: Sequence[Prefilled]) -> None:
         self._hidden = None
 
     def propose(self, context: Context, count: int) -> Proposal:

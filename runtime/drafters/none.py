@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
 from ..draft_length import EarlyStop
 from ..proposal import NOTHING, Proposal
 from ..sampler import Sampler
-from ..target import Target, Verified
+from ..target import Prefilled, Target, Verified
 
 
 class NoDrafter:
-    def restart(self) -> None: ...
+    def restart(self, prefilled: Sequence[Prefilled]) -> None: ...
 
     def propose(self, context: Context, count: int) -> Proposal:
         return NOTHING

@@ -10,13 +10,13 @@ from ..context import Context
 from ..draft_length import EarlyStop
 from ..proposal import NOTHING, Proposal
 from ..sampler import Sampler
-from ..target import Target, Verified
+from ..target import Prefilled, Target, Verified
 
 LONGEST_MATCH = 3
 
 
 class PromptLookup:
-    def restart(self) -> None: ...
+    def restart(self, prefilled: Sequence[Prefilled]) -> None: ...
 
     def propose(self, context: Context, count: int) -> Proposal:
         found, _ = look_up(context.tokens, count)

@@ -68,7 +68,7 @@ class ExecuTorchEngine:
         return {name: tensor.numpy() for name, tensor in zip(wanted, made, strict=False)}
 
     def read_kv(self, cache: KVProgram) -> dict[str, npt.NDArray[np.float32]]:
-        names = [t.name for t in self._graphs["decode"].inputs if t.is_kv]
+        names = [tensor.name for tensor in self.manifest.target_kv]
         made = cache.program.load_method(KV_READER).execute([self._torch.zeros(1)])
         return {name: tensor.numpy() for name, tensor in zip(names, made, strict=True)}
 

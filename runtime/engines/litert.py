@@ -31,7 +31,7 @@ class KVBuffers:
 
     by_name: dict[str, Any]
     bound: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
-    views: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # of their memory, once a tree was verified
+    views: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # of the target's, once a tree was verified
 
 
 class LiteRTEngine:
@@ -45,7 +45,7 @@ class LiteRTEngine:
         from ai_edge_litert.environment import Environment
         from ai_edge_litert.options import Options
 
-        self.manifest = manifest
+        self.manifest, self._kv = manifest, manifest.kv_tensors
         self._no_kv = KVBuffers({})  # for the embedders
         environment = Environment.create()
         self._models = {}
@@ -67,32 +67,34 @@ class LiteRTEngine:
         self._graphs = {graph.name: _Graph(self._models[graph.part], graph) for graph in manifest.graphs}
 
     def new_cache(self) -> KVBuffers:
-        return self._buffers(
-            {t.name: np.zeros(t.shape, t.dtype) for t in self._graphs["decode"].spec.inputs if t.is_kv}
-        )
+        return self._buffers({name: np.zeros(t.shape, t.dtype) for name, (t, _) in self._kv.items()})
 
     def fork(self, cache: KVBuffers) -> KVBuffers:
-        return self._buffers(self.read_kv(cache))
+        return self._buffers(self._views(cache))
 
     def run(self, graph: str, inputs: Arrays, cache: KVBuffers | None = None) -> dict[str, npt.NDArray[Any]]:
         return self._graphs[graph].run(inputs, self._no_kv if cache is None else cache)
 
     def compact(self, cache: KVBuffers, sources: Sequence[int], start: int) -> None:
-        cache.views = cache.views or self._views(cache)
+        if not cache.views:
+            views = self._views(cache)
+            cache.views = {tensor.name: views[tensor.name] for tensor in self.manifest.target_kv}
         compact(cache.views, sources, start)
 
     def read_kv(self, cache: KVBuffers) -> dict[str, npt.NDArray[np.float32]]:
-        return {name: array.copy() for name, array in self._views(cache).items()}
+        views = self._views(cache)
+        return {tensor.name: views[tensor.name].copy() for tensor in self.manifest.target_kv}
 
     def _views(self, cache: KVBuffers) -> dict[str, npt.NDArray[Any]]:
-        specs = {tensor.name: tensor for tensor in self._graphs["decode"].spec.inputs if tensor.is_kv}
-        return {name: view(buffer, specs[name]) for name, buffer in cache.by_name.items()}
+        return {name: view(buffer, self._kv[name][0]) for name, buffer in cache.by_name.items()}
 
     def _buffers(self, arrays: Arrays) -> KVBuffers:
         """New ones, with a copy of the arrays."""
-        made = {name: self._graphs["decode"].model.create_input_buffer_by_name("decode", name) for name in arrays}
-        for name, buffer in made.items():
-            buffer.write(arrays[name])
+        made = {}
+        for name, array in arrays.items():
+            graph = self._kv[name][1]
+            made[name] = self._models[graph.part].create_input_buffer_by_name(graph.name, name)
+            made[name].write(array)
         return KVBuffers(made)
 
     def close(self) -> None:

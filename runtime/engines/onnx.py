@@ -53,10 +53,10 @@ class ONNXEngine:
         self._no_kv = KVValues({}, {})  # for the embedders
 
     def new_cache(self) -> KVValues:
-        return self._values({t.name: np.zeros(t.shape, t.dtype) for t in self._graphs["decode"].inputs if t.is_kv})
+        return self._values({name: np.zeros(t.shape, t.dtype) for name, (t, _) in self.manifest.kv_tensors.items()})
 
     def fork(self, cache: KVValues) -> KVValues:
-        return self._values(self.read_kv(cache))
+        return self._values({name: array.copy() for name, array in cache.arrays.items()})
 
     def run(self, graph: str, inputs: Arrays, cache: KVValues | None = None) -> dict[str, npt.NDArray[Any]]:
         spec, kv = self._graphs[graph], self._no_kv if cache is None else cache
@@ -74,10 +74,10 @@ class ONNXEngine:
         return made
 
     def compact(self, cache: KVValues, sources: Sequence[int], start: int) -> None:
-        compact(cache.arrays, sources, start)
+        compact({tensor.name: cache.arrays[tensor.name] for tensor in self.manifest.target_kv}, sources, start)
 
     def read_kv(self, cache: KVValues) -> dict[str, npt.NDArray[np.float32]]:
-        return {name: value.numpy().copy() for name, value in cache.by_name.items()}
+        return {tensor.name: cache.arrays[tensor.name].copy() for tensor in self.manifest.target_kv}
 
     def close(self) -> None:
         self._sessions.clear()

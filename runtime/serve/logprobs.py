@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..drafters import Drafter
 from ..proposal import Proposal
 from ..sampler import Sampler
 from ..sampling import Logits
-from ..target import Verified
+from ..target import Prefilled, Verified
 
 NEVER = -9999.0  # of a token that the settings exclude, as OpenAI has it: JSON has no infinity
 
@@ -39,8 +39,8 @@ class Watched:
         self._before: list[int] = []
         self._round: list[TokenLogprob] = []
 
-    def restart(self) -> None:
-        self._drafter.restart()
+    def restart(self, prefilled: Sequence[Prefilled]) -> None:
+        self._drafter.restart(prefilled)
 
     def propose(self, context: Context, count: int) -> Proposal:
         self._before = list(context.tokens)

@@ -1,0 +1,31 @@
+"""Configuration of a checkpoint that holds nothing but a native MTP head."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+
+class MtpHeadsConfig(PretrainedConfig):  # type: ignore[misc]
+    """Of MTP layers as Mellum's and Qwen3.5's checkpoints name them (`mtp.fc`, `mtp.layers.0`, `mtp.norm`).
+
+    transformers has no class for the layers without their target. Field names are those that its targets use:
+    `hidden_size` and `vocab_size` are the target's, `sliding_window` None is full attention.
+    """
+
+    model_type = "pocketdraft_mtp_heads"
+
+    vocab_size: int = 2048
+    hidden_size: int = 128
+    intermediate_size: int = 320
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 1
+    head_dim: int = 32
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    use_qk_norm: bool = True
+    rms_norm_eps: float = 1e-6
+    rope_parameters: dict | None = None
+    sliding_window: int | None = None
+    max_position_embeddings: int = 1024
+    num_mtp_layers: int = 1
+    mtp_hidden_states_first: bool = False

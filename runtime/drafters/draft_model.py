@@ -1,0 +1,123 @@
+"""An independent draft model: a smaller model of the same tokenizer, which decodes on K/V of its own.
+
+It needs nothing of the target, so it is the one drafter that can be had without training for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import numpy.typing as npt
+
+from ..accept import Verdict
+from ..cache import Cache
+from ..context import Context
+from ..draft_length import EarlyStop
+from ..drafter_specs import DraftModelSpec
+from ..engine import Arrays, Engine
+from ..manifest import KVLayer, Manifest
+from ..proposal import NOTHING, Proposal
+from ..sampler import GREEDY, Draft, Sampler
+from ..target import Prefilled, Target, Verified
+
+KIND = "draft_model"
+DRAWS = True  # its drafts, where the sampler is not greedy
+PREFIX = "model_"  # of roles
+
+
+class DraftModelDrafter:
+    def __init__(
+        self, target: Target, cache: Cache, sampler: Sampler = GREEDY, early_stop: EarlyStop | None = None
+    ) -> None:
+        target.engine.manifest.drafters.of(DraftModelSpec)
+        self._model = Target(_Model(target.engine))
+        self._cache = Cache(cache.handle, cache.capacity)
+        self._sampler, self._early_stop = sampler, early_stop
+        self._read: list[int] = []  # tokens whose K/V its cache holds
+        self._same = 0  # so many of them are the context's, as was seen
+
+    def restart(self, prefilled: Sequence[Prefilled]) -> None:
+        self._same = 0
+
+    def propose(self, context: Context, count: int) -> Proposal:
+        if count < 1:
+            return NOTHING
+        self._catch_up(context.tokens)
+        drafts: list[Draft] = []
+        confidences: list[float] = []
+        token = context.last
+        for _ in range(count):
+            logits = self._model.verify(self._cache, token, NOTHING).logits[0]
+            self._cache.keep((0,))
+            self._read.append(token)
+            drafts.append(self._sampler.draft(logits, context.tokens, [draft.token for draft in drafts]))
+            token = drafts[-1].token
+            if self._early_stop:
+                confidences.append(drafts[-1].confidence)
+                if self._early_stop.enough(confidences):
+                    break
+        return Proposal.chain([draft.token for draft in drafts], [draft.probs for draft in drafts], confidences)
+
+    def observe(self, verdict: Verdict, verified: Verified) -> None: ...
+
+    def _catch_up(self, tokens: Sequence[int]) -> None:
+        """Goes back to what its cache shares with the context, and reads the rest but for the pending token."""
+        pairs = zip(self._read[self._same :], tokens[self._same : -1], strict=False)
+        shared = self._same + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self._model.rewind(self._cache, shared)
+        del self._read[self._cache.length :]
+        self._model.prefill(self._cache, tokens[self._cache.length : -1])
+        self._read += tokens[len(self._read) : -1]
+        self._same = len(self._read)
+
+
+class _Model:
+    """The engine, as if the draft model were its target; see `runtime.engine.Engine`."""
+
+    takes_trees = False
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.manifest = _own(engine.manifest)
+
+    def new_cache(self) -> Any:
+        return self._engine.new_cache()
+
+    def fork(self, cache: Any) -> Any | None:
+        return self._engine.fork(cache)
+
+    def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, npt.NDArray[Any]]:
+        return self._engine.run(graph, inputs, cache)
+
+    def compact(self, cache: Any, sources: Sequence[int], start: int) -> None:
+        raise AssertionError("a draft model decodes: there is no tree")
+
+    def read_kv(self, cache: Any) -> dict[str, npt.NDArray[Any]]:
+        return self._engine.read_kv(cache)
+
+    def close(self) -> None: ...
+
+
+def _own(manifest: Manifest) -> Manifest:
+    """The manifest with the draft model's graphs as the target's, and their K/V."""
+    graphs = [graph for graph in manifest.graphs if graph.role.startswith(PREFIX)]
+    moved = [graph.model_copy(update={"role": graph.role.removeprefix(PREFIX)}) for graph in graphs]
+    keys = {t.name: t.shape for g in moved for t in g.inputs if t.is_kv and "kv_cache_k" in t.name}
+    layers = [
+        KVLayer(
+            layer=index,
+            kind="full" if slots == manifest.context_length else "sliding",
+            heads=heads,
+            head_dim=size,
+            slots=slots if slots < manifest.context_length else None,
+        )
+        for index, (_, heads, slots, size) in enumerate(keys.values())
+    ]
+    return manifest.model_copy(update={"graphs": tuple(moved), "kv": tuple(layers)})
+
+
+def make(target: Target, cache: Cache, sampler: Sampler, early_stop: EarlyStop | None) -> DraftModelDrafter:
+    """Raises PocketdraftError for a bundle without a draft model."""
+    return DraftModelDrafter(target, cache, sampler, early_stop)
