@@ -1,6 +1,7 @@
 """What confident early exit saves on the embedded target, at a risk that is certified (CALM, arXiv 2207.07061).
 
-    python benchmarks/calm.py [--work build/tiny] [--windows 32] [--tokens 64] [--deltas 0.1,0.2,0.3] [--losses OUT]
+    python benchmarks/calm.py [--work build/tiny] [--windows 24] [--tokens 48] [--cuts 3]
+        [--deltas 0.1,0.2,0.3] [--constant] [--losses OUT]
 
 Every text is decoded greedily with the full target and by each measure with a row of thresholds; its risk is the
 divergence of the two outputs. The thresholds are then calibrated on half of the texts, 100 times over: how often the
@@ -8,9 +9,10 @@ other half's mean risk stays within delta, at what threshold, and at what cost. 
 --work (`tiny/train.py`'s folder), windows of the held-out corpus.
 
 Costs are a token's mean: `layers` that ran, and `weights` read over those that a full pass reads (layers and head).
-The gap asks the head at every exit that is tried, the cosine the exit's MLP, the classifier one row. K/V are exact
-here: a skipped layer's are made from the state that left, which is the first skipped layer's own input, and all later
-layers of this target share theirs. A target that skips more than one owner would deviate further.
+The gap asks the MLP and the head of every exit that is tried, the classifier a row, the cosine (of the states before
+and after an exit's last layer) nothing. CALM makes a skipped layer's K/V from the state that left. Here they are exact:
+that state is the first skipped layer's own input, and of the layers after it none owns K/V. Where more owners are
+skipped the text deviates further, so this refuses such exits.
 
 Torch, a batch of texts a step, all layers run and the later ones ignored. The table is Markdown; the last line is JSON.
 """
@@ -47,79 +49,66 @@ from pocketdraft.runtime.text import Tokenizer
 
 PROMPT = 48  # tokens, the same for all: no padding
 # Finer where tokens begin to leave: thresholds between are then not jumped over.
-THRESHOLDS = (
-    0.995,
-    0.99,
-    0.98,
-    0.97,
-    0.96,
-    0.95,
-    0.925,
-    0.9,
-    0.875,
-    0.85,
-    0.8,
-    0.75,
-    0.7,
-    0.6,
-    0.5,
-    0.4,
-    0.3,
-    0.2,
-    0.1,
-    0.0,
-)
+THRESHOLDS = (0.99, 0.97, 0.95, 0.925, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.3)
 SPLITS, BATCH = 100, 32
-Floats = npt.NDArray[np.float64]
+Floats, Ints = npt.NDArray[np.float64], npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Decoded:
     """By rule and text: `tokens` int64 [R, N, T]; `layers`, and `weights` as a share of a full pass's, mean [R, N]."""
 
-    tokens: npt.NDArray[np.int64]
+    tokens: Ints
     layers: Floats
     weights: Floats
 
 
 class Decoder:
-    def __init__(self, target: Gemma4ForCausalLM, exits: Exits, measure: Measure) -> None:
-        self.target, self.exits, self.measure = target, exits, measure
-        self.left_at = np.array([*exits.cuts, target.config.num_hidden_layers])
+    def __init__(self, target: Gemma4ForCausalLM, exits: Exits, cuts: Sequence[int], measure: Measure) -> None:
+        self.target, self.exits, self.cuts, self.measure = target, exits, cuts, measure
+        self.left_at = np.array([*cuts, target.config.num_hidden_layers])
         owners = target.config.num_hidden_layers - target.config.num_kv_shared_layers
-        if min(exits.cuts) < owners - 1:
-            raise SystemExit(f"An exit after {min(exits.cuts)} layers skips two that own K/V, of {owners}.")
+        if min(cuts) < owners - 1:
+            raise SystemExit(f"An exit after {min(cuts)} layers skips two that own K/V, of {owners}.")
         self.costs = self._costs(owners)
 
     @torch.no_grad()
     def __call__(self, prompts: Tensor, rules: Sequence[ExitRule], tokens: int) -> Decoded:
         """`prompts` int64 [N, P]."""
-        rows, shape = prompts.repeat(len(rules), 1), (len(rules), len(prompts))
-        cache = DynamicCache(config=self.target.config)
-        text, taken = [], []
+        rows, cache = prompts.repeat(len(rules), 1), DynamicCache(config=self.target.config)
+        text, exits = [], []
         for t in range(tokens):
             output = self.target.model(rows, past_key_values=cache, use_cache=True, output_hidden_states=True)
             states = [state[:, -1:] for state in output.hidden_states]
-            choice = self.target.lm_head(states[-1]).argmax(-1).numpy().reshape(shape)
-            exit_ = np.full(shape, len(self.exits.cuts))
-            # The first exit that is sure counts: from the last one down, each overrules those after it.
-            for number, cut in reversed(list(enumerate(self.exits.cuts))):
-                logits = exit_logits(self.target, self.exits.after(cut), states[cut])[:, 0]
-                sure = self._confidence(cut, states, logits).reshape(shape).tolist()
-                leaves = np.array([[rule.exits(t, c) for c in row] for rule, row in zip(rules, sure, strict=True)])
-                choice = np.where(leaves, logits.argmax(-1).numpy().reshape(shape), choice)
-                exit_ = np.where(leaves, number, exit_)
-            text.append(choice)
-            taken.append(exit_)
-            rows = torch.from_numpy(choice.reshape(-1, 1))
-        numbers = np.stack(taken, -1)
+            token, exit_ = self._leave(states, t, [rule for rule in rules for _ in prompts])
+            text.append(token)
+            exits.append(exit_)
+            rows = torch.from_numpy(token[:, None])
+        numbers = np.stack(exits, -1).reshape(len(rules), len(prompts), tokens)
         tries = np.array([[not rule.never] for rule in rules])
         weights = np.where(tries, self.costs[numbers].mean(-1), 1.0)
-        return Decoded(np.stack(text, -1), self.left_at[numbers].mean(-1), weights)
+        return Decoded(np.stack(text, -1).reshape(numbers.shape), self.left_at[numbers].mean(-1), weights)
 
-    def _confidence(self, cut: int, states: Sequence[Tensor], logits: Tensor) -> Floats:
-        if self.measure == "gap":
-            return gap(logits.numpy())
+    def _leave(self, states: Sequence[Tensor], t: int, rules: Sequence[ExitRule]) -> tuple[Ints, Ints]:
+        """Token and number of the exit by row. Row i goes by rule i, and only where it has not left is it asked on."""
+        token, exit_ = np.zeros(len(rules), np.int64), np.full(len(rules), len(self.cuts))
+        for number, cut in enumerate(self.cuts):
+            left = np.flatnonzero(exit_ > number)
+            logits = self._logits(cut, states, left) if self.measure == "gap" else None
+            sure = gap(logits) if logits is not None else self._confidence(cut, states)[left]
+            leaves = [rules[row].exits(t, confidence) for row, confidence in zip(left, sure.tolist(), strict=True)]
+            goes = left[leaves]
+            exit_[goes] = number
+            token[goes] = (self._logits(cut, states, goes) if logits is None else logits[leaves]).argmax(-1)
+        left = np.flatnonzero(exit_ == len(self.cuts))
+        token[left] = self.target.lm_head(states[-1][left, 0]).argmax(-1).numpy()
+        return token, exit_
+
+    def _logits(self, cut: int, states: Sequence[Tensor], rows: Ints) -> npt.NDArray[np.float32]:
+        """float32 [rows, V]."""
+        return exit_logits(self.target, self.exits.after(cut), states[cut][rows, 0]).numpy()
+
+    def _confidence(self, cut: int, states: Sequence[Tensor]) -> Floats:
         if self.measure == "cosine":
             return cosine(states[cut][:, 0].numpy(), states[cut - 1][:, 0].numpy())
         return probability(self.exits.after(cut).score(states[cut])[:, 0].numpy())
@@ -129,7 +118,7 @@ class Decoder:
         layers = self.target.model.layers
         below = np.cumsum([0, *(sum(w.numel() for w in layer.parameters()) for layer in layers)])
         head, found, asked = self.target.lm_head.weight.numel(), [], 0
-        for cut in self.exits.cuts:
+        for cut in self.cuts:
             own = self.exits.after(cut)
             mlp = sum(w.numel() for w in own.mlp.parameters())
             taken = mlp + head  # that of the exit taken; the gap needs it of every exit tried
@@ -144,8 +133,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--exits", type=Path, default=EXITS_DIR)
-    parser.add_argument("--windows", type=int, default=32, help="of each domain's held-out corpus")
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--cuts", help="leave after these layers alone, such as 3 or 3,5")
+    parser.add_argument("--windows", type=int, default=24, help="of each domain's held-out corpus")
+    parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--deltas", default="0.1,0.2,0.3")
     parser.add_argument("--constant", action="store_true", help="thresholds that do not fall through the text")
     parser.add_argument("--losses", type=Path, help="where to write the risks, in thousandths")
@@ -155,6 +145,7 @@ def main() -> None:
     target = load(Gemma4ForCausalLM, TARGET_DIR)
     exits, places = load_drafter(Checkpoint.open(chosen.exits), make_target(target.config))
     load_weights(places, exits)
+    cuts = sorted(map(int, chosen.cuts.split(","))) if chosen.cuts else exits.cuts
     prompts = gather(chosen.work, chosen.windows)
     stop = target.config.eos_token_id
     deltas = [float(delta) for delta in chosen.deltas.split(",")]
@@ -164,7 +155,7 @@ def main() -> None:
     print("| measure | delta | threshold | layers | weights read | held-out risk | held in |\n|" + " --- |" * 7)
     for measure in get_args(Measure):
         rules = [ExitRule(measure, threshold, chosen.tokens, tau) for threshold in (NEVER, *THRESHOLDS)]
-        decoder = Decoder(target, exits, measure)
+        decoder = Decoder(target, exits, cuts, measure)
         parts = [decoder(batch, rules, chosen.tokens) for batch in prompts.split(BATCH)]
         tokens, layers, weights = (
             np.concatenate([getattr(part, name) for part in parts], 1) for name in ("tokens", "layers", "weights")
@@ -194,7 +185,7 @@ def gather(work: Path | None, windows: int) -> Tensor:
     return torch.cat([rows, *(held_out.draw(windows, PROMPT, domain) for domain in DOMAINS)])
 
 
-def until(text: npt.NDArray[np.int64], stop: int) -> list[int]:
+def until(text: Ints, stop: int) -> list[int]:
     tokens: list[int] = text.tolist()
     return tokens[: tokens.index(stop) + 1] if stop in tokens else tokens
 

@@ -32,17 +32,16 @@ TAU = 4.0  # the paper's choice
 
 def gap(logits: Floats) -> Floats:
     """Between the probabilities of an exit's two best tokens. `logits` [..., V], after the softcap -> float64 [...]."""
-    logits = logits.astype(np.float64)
     best = np.partition(logits, -2)[..., -2:]
     second, first = best[..., 0], best[..., 1]
-    found: Floats = (1.0 - np.exp(second - first)) / np.exp(logits - first[..., None]).sum(-1)
+    found: Floats = (1.0 - np.exp(second - first)) / np.exp(logits - first[..., None]).sum(-1, dtype=np.float64)
     return found
 
 
 def cosine(state: Floats, before: Floats) -> Floats:
-    """Between the states [..., D] of an exit and of the one before it: they no longer turn once the token is settled.
+    """Between the hidden states [..., D] of two layers that follow each other: they turn no more once all is settled.
 
-    float64 [...], -1 to 1; 0 if one of them is zero.
+    The later one is the exit's. float64 [...], -1 to 1; 0 if one of them is zero.
     """
     state, before = state.astype(np.float64), before.astype(np.float64)
     lengths = np.linalg.norm(state, axis=-1) * np.linalg.norm(before, axis=-1)
@@ -63,7 +62,7 @@ class ExitRule:
     """Leave at the first exit that is surer than the threshold.
 
     The threshold falls through the text, as an early token's error reaches all later ones: at token t it is
-    0.9 `threshold` + 0.1 exp(-`tau` t / `length`) within 0 and 1 (the paper's equation 5), or `threshold` itself where
+    0.9 `threshold` + 0.1 exp(-`tau` t / `length`) within 0 and 1 as in the paper, or `threshold` itself where
     `tau` is None. A threshold of 1 is NEVER, whatever the token. `length` is the longest text in tokens.
     """
 
@@ -178,8 +177,8 @@ def calibrate(
 def hoeffding_bentkus(risk: float, count: int, delta: float) -> float:
     """The p-value of "the expected risk is above `delta`", given the mean of `count` losses from 0 to 1.
 
-    The smaller of Hoeffding's exp(-n KL(risk, delta)) and Bentkus' e P(Bin(n, delta) <= ceil(n risk)), at most 1
-    (arXiv 2110.01052, proposition 2).
+    The smaller of Hoeffding's exp(-n KL(risk, delta)) and Bentkus' e P(Bin(n, delta) <= ceil(n risk)), at most 1:
+    Learn-then-Test's choice for bounded losses (arXiv 2110.01052).
     """
     low = min(risk, delta)
     kl = (low * math.log(low / delta) if low else 0.0) + (1 - low) * math.log((1 - low) / (1 - delta))

@@ -118,6 +118,7 @@ def test_a_classifier_is_surer_where_its_exit_is_right(reference, exits, texts):
             right = train_exits.exit_logits(reference, exits.after(cut), states[cut]).argmax(-1) == wanted.argmax(-1)
             score = exits.after(cut).score(states[cut])
             assert score.shape == right.shape
+            torch.testing.assert_close(exits.after(cut).score(3 * states[cut]), score, atol=1e-3, rtol=1e-3)
             above = (score[right][:, None] > score[~right][None]).float().mean()  # the area under the ROC curve
             assert above > 0.65
 

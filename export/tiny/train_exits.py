@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--target", type=Path, default=TARGET_DIR)
     parser.add_argument("--out", type=Path, default=EXITS_DIR)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--classifier-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--classifier-steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -57,10 +57,6 @@ def train_exits(
     """An exit after each of `cuts` layers. They share a pass of the target and nothing else."""
     torch.manual_seed(0)
     exits = new_exits(target, cuts)
-    for cut in cuts:
-        each = exits.after(cut)
-        each.classifier.requires_grad_(False)
-        each.classifier_bias.requires_grad_(False)
     optimizer, random, started = Optimizer(exits), torch.Generator().manual_seed(4), time.process_time()
     for index in range(steps):
         states, wanted = teach(target, _mixed(training, written, TEXTS, random))
