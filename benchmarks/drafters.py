@@ -1,6 +1,6 @@
 """Acceptance of the embedded target's MTP drafter, native head and independent draft model, by draft length and domain.
 
-    python benchmarks/drafters.py [--heads FOLDER] [--draft-model FOLDER] [--drafts 1,2,4,8] [--per-domain 16]
+    python benchmarks/drafters.py [--heads FOLDER] [--draft-model FOLDER] [--drafts 1,2,4,8]
 
 In float32 torch, without a bundle: the target writes 128 tokens after each prompt, greedily and at temperature 1, and
 each drafter's rounds over that text are counted as the draft-verify loop makes them (`export/distil.py`). At
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--draft-model", type=Path, default=DRAFT_MODEL_DIR)
     parser.add_argument("--drafts", default="1,2,4,8")
     parser.add_argument("--per-domain", type=int, default=16)
+    parser.add_argument("--assisted", type=int, default=4, help="prompts a domain for transformers' own loop")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     patch_transformers()
@@ -74,7 +75,7 @@ def main() -> None:
                         round(share, 3) for share in stats[max(lengths)].conditional_acceptance_by_position()
                     ],
                 }
-        found[domain]["assisted"] = assisted(target, small, prompts, 4)
+        found[domain]["assisted"] = assisted(target, small, prompts[: chosen.assisted], 4)
     show(found, lengths)
     print(json.dumps(found))
 
@@ -136,7 +137,7 @@ def show(found: dict[str, Any], lengths: list[int]) -> None:
     print(f"\n| conditional, greedy | {' | '.join(NAMES.values())} |\n| --- | --- | --- | --- |")
     for domain, by_mode in found.items():
         cells = (by_mode["greedy"][name]["conditional"] for name in NAMES)
-        print(f"| {domain} | {' | '.join(' '.join(f'{x:.2f}'[1:] for x in cell) for cell in cells)} |")
+        print(f"| {domain} | {' | '.join(' '.join(f'{x:.2f}' for x in cell) for cell in cells)} |")
     print("\n| assisted generation, greedy, K=4 | accepted | same as plain |\n| --- | --- | --- |")
     for domain, by_mode in found.items():
         of = by_mode["assisted"]

@@ -74,14 +74,14 @@ def capped(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 class _Head(nn.Module):
-    """The target's head on hidden states that a drafter made."""
+    """The target's head on hidden states that a drafter made. No softcap: transformers' drafters have none either."""
 
     def __init__(self, target: Target) -> None:
         super().__init__()
-        self.lm_head, self.softcap = target.lm_head, target.geometry.softcap
+        self.lm_head = target.lm_head
 
     def forward(self, activations: Tensor) -> dict[str, Tensor]:
-        return {"logits": capped(self.lm_head(activations), self.softcap)}
+        return {"logits": self.lm_head(activations)}
 
 
 class _Embed(nn.Module):
