@@ -19,12 +19,13 @@ from pocketdraft.runtime.manifest import CHAT_TEMPLATE_NAME, Tokens, sha256
 from .adapter import Adapter
 from .hf_compat import patch_transformers
 from .kv_int8 import KV_STEP
+from .models.exits_config import ExitsConfig
 from .models.mtp_config import MtpHeadsConfig
 from .packed import unpacked
 from .stored import Places, Stored, adapted, stored_in
 
 # Of what transformers has no class for without its target.
-OWN_CONFIGS: dict[str, type[PretrainedConfig]] = {config.model_type: config for config in (MtpHeadsConfig,)}
+OWN_CONFIGS: dict[str, type[PretrainedConfig]] = {config.model_type: config for config in (ExitsConfig, MtpHeadsConfig)}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from .kv_layout import KVLayout
 from .models.decoder import Target
 from .plan import Plan
 from .step import Operators, Step
-from .steps.early_exit import early_exit_spec, early_exit_steps
 from .steps.target import Wants, embedder_steps, target_steps
 from .stored import Places
 
@@ -88,22 +87,23 @@ def all_steps(
     plan: Plan, target: Target, drafters: Mapping[str, nn.Module], layout: KVLayout, operators: Operators
 ) -> list[Step]:
     """The graphs of the target, of its drafters and of its embedders, part by part."""
-    wants = Wants()
-    for kind, model in drafters.items():
+    wants, models = Wants(), _with_exits(plan, drafters)
+    for kind, model in models.items():
         wants |= _file(kind).wants(model)
     steps = target_steps(target, layout, plan.prefill, plan.verify, operators, wants)
-    if plan.early_exit is not None:
-        steps += early_exit_steps(target, layout, plan.early_exit, plan.verify, operators)
-    for kind, model in drafters.items():
+    for kind, model in models.items():
         steps += _file(kind).steps(model, plan, target, layout, operators)
     return [*steps, *embedder_steps(target)]
 
 
 def describe(plan: Plan, target: Target, drafters: Mapping[str, nn.Module]) -> DrafterSpecs:
-    specs = {kind: _file(kind).describe(model, plan, target) for kind, model in drafters.items()}
-    if plan.early_exit is not None:
-        specs["early_exit"] = early_exit_spec(plan.early_exit)
+    specs = {kind: _file(kind).describe(model, plan, target) for kind, model in _with_exits(plan, drafters).items()}
     return DrafterSpecs.model_validate(specs)
+
+
+def _with_exits(plan: Plan, drafters: Mapping[str, nn.Module]) -> Mapping[str, nn.Module | None]:
+    """A target may be left early without a checkpoint for it."""
+    return drafters if plan.early_exit is None else {"early_exit": None, **drafters}
 
 
 def _file(kind: str) -> Kind:

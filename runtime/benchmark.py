@@ -14,7 +14,7 @@ from . import clock, host
 from .compare import against_reference, stretches
 from .cost import RoundCost
 from .draft_length import schedule_of
-from .drafters import default_rule
+from .drafters import default_rule, runnable
 from .engine import open_engine
 from .errors import PocketdraftError
 from .figures import points, predictions, read_limit
@@ -35,7 +35,10 @@ from .validate import Rungs
 
 @dataclass(frozen=True)
 class Task:
-    """What to measure. `lengths` None is all that the bundle has graphs for; `batches` are numbers of rows."""
+    """What to measure. `lengths` None is all that the bundle has graphs for; `batches` are numbers of rows.
+
+    `drafters` None is the one that the bundle starts with, empty all that it can draft with.
+    """
 
     prompts: Sequence[Prompt]
     max_tokens: int
@@ -44,7 +47,7 @@ class Task:
     sampling: Sampling = GREEDY.sampling
     batches: Sequence[int] = ()
     check: bool = False
-    drafter: str = "mtp"
+    drafters: Sequence[str] | None = None
 
 
 @dataclass
@@ -106,8 +109,9 @@ def benchmark(
     opened = open_cold(bundle, task.threads, task.prompts[0])
     manifest = opened.manifest
     widest = manifest.graphs_of("verify")[-1].width - 1
+    drafters = _drafters(task, manifest)
     if task.check:
-        _same_text(task, task.drafter)
+        _same_text(task, drafters[0])
     for length in task.lengths or ():
         if length > widest:
             raise PocketdraftError(
@@ -115,10 +119,11 @@ def benchmark(
                 f"export with --drafts {length}, or give up to {widest}."
             )
     table = schedule_of(manifest.tuned) if manifest.tuned else None
-    ways = ways_of(manifest, task.lengths, task.drafter)
-    if task.drafter == "mtp":
+    ways = ways_of(manifest, task.lengths, drafters)
+    mtp = tuple(drafters) == ("mtp",)
+    if mtp:
         ways.append(Way("mtp", "auto"))
-    if table and task.drafter == "mtp":
+    if table and mtp:
         ways.append(Way("mtp", "tuned"))
     found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance, table)
     fitted = [length for length in fitted_lengths(manifest) if length in found.timings.texts]
@@ -128,9 +133,9 @@ def benchmark(
     for rows in task.batches:
         if rows > 1:
             advance(f"{rows} rows", 0, 1)
-            many += points(_batch(opened, task, ways_of(manifest, task.lengths, task.drafter), rows), rows)
+            many += points(_batch(opened, task, ways_of(manifest, task.lengths, drafters), rows), rows)
     predicted = []
-    if task.check and profile and task.drafter == "mtp":
+    if task.check and profile and mtp:
         texts = survey_all(opened, task, "mtp", widest, advance)
         predicted = predictions(found, texts, RoundCost.of(profile), fitted, table)
     filled = int(statistics.median(len(opened.tokenizer.encode(prompt.text)) for prompt in task.prompts))
@@ -160,6 +165,12 @@ def benchmark(
     )
     opened.engine.close()
     return results
+
+
+def _drafters(task: Task, manifest: Manifest) -> Sequence[str]:
+    if task.drafters is None:
+        return (manifest.drafters.default,)
+    return task.drafters or runnable(manifest.drafters)
 
 
 def survey_all(opened: Opened, task: Task, drafter: str, longest: int, advance: Progress) -> dict[str, list[Surveyed]]:

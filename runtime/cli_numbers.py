@@ -37,7 +37,12 @@ def bench(
     draft_lengths: Annotated[
         str | None, typer.Option("--lengths", help="Every one of these in turn: 0-16. With --out or --check: all.")
     ] = None,
-    drafter: Annotated[str, typer.Option(help="Of --lengths: mtp or prompt_lookup.")] = "mtp",
+    drafter: Annotated[
+        str | None, typer.Option(help="Of --lengths: one, or several with commas between; default: the bundle's.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="All drafters that the bundle holds, in turn, by length.")
+    ] = False,
     temperature: Annotated[float, typer.Option(help="Of --lengths, --out and --check; 0 is greedy.")] = 0.0,
     batch: Annotated[str | None, typer.Option(help="Numbers of rows at once, too: 2,4,8.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare what the cost model predicts.")] = False,
@@ -50,8 +55,10 @@ def bench(
 ) -> None:
     """Plain against drafted by domain, paired; several bundles in one table. The last line is JSON.
 
-    With --lengths, --batch, --check or --out: each draft length in turn on each prompt.
+    With --lengths, --batch, --check, --compare or --out: each draft length in turn on each prompt.
     """
+    if compare and drafter:
+        raise PocketdraftError(f"--compare runs all drafters, --drafter is {drafter}; leave one of them out.")
     at_least(1, per_domain=per_domain, max_tokens=max_tokens)
     at_least(0, drafts=drafts, threads=threads)
     _count_by(clock, threads)
@@ -59,9 +66,11 @@ def bench(
     rows = numbers("--batch", batch) if batch else ()
     if out:
         require_folder(out)
-    thorough = bool(chosen_lengths or rows or check or out)
+    thorough = bool(chosen_lengths or rows or check or out or compare or drafter)
     if thorough and len(bundles) > 1:
-        raise PocketdraftError(f"{len(bundles)} bundles are given, --lengths, --batch, --check and --out take one.")
+        raise PocketdraftError(
+            f"{len(bundles)} bundles are given; --lengths, --batch, --check, --compare, --drafter and --out take one."
+        )
     chosen = (
         standard_prompts(prompts, per_domain) if thorough else read_prompts(prompts or embedded_prompts(), per_domain)
     )
@@ -69,7 +78,8 @@ def bench(
         from .benchmark import Task
 
         sampling = Sampling(temperature)
-        task = Task(chosen, max_tokens, threads, chosen_lengths, sampling, rows, check, drafter)
+        named = () if compare else drafter.split(",") if drafter else None
+        task = Task(chosen, max_tokens, threads, chosen_lengths, sampling, rows, check, named)
         _bench_lengths(bundles[0], task, parity, out, quiet, as_json)
     else:
         _compare(bundles, chosen, max_tokens, drafts, threads, quiet, as_json)
@@ -222,7 +232,7 @@ def _bench_lengths(bundle: Path, task: Task, parity: bool, out: Path | None, qui
     from .benchmark import benchmark
     from .figures import summary
     from .results import write_results
-    from .tables import print_lengths, print_predictions
+    from .tables import print_drafters, print_lengths, print_predictions
 
     with terminal.progress(quiet or as_json) as advance:
         found = benchmark(bundle, task, advance, rungs if parity else None)
@@ -230,6 +240,8 @@ def _bench_lengths(bundle: Path, task: Task, parity: bool, out: Path | None, qui
         write_results(found, out)
     if not as_json:
         print_lengths(found)
+        if len(found.drafters) > 1:
+            print_drafters(found)
         if task.check:
             print_predictions(found)
     print(found.model_dump_json() if as_json else json.dumps(summary(found)))

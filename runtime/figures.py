@@ -118,12 +118,13 @@ def median_error(found: Sequence[Prediction]) -> float:
 
 def summary(found: Results) -> dict[str, float | str | bool | None]:
     """The few figures that one looks at first."""
-    speeds = found.of(ALL, next((point.drafter for point in found.points if point.drafter != "none"), "mtp"))
+    speeds = [point for drafter in found.drafters or ["none"] for point in found.of(ALL, drafter)]
     best = max(speeds, key=lambda point: point.tokens_per_s)
     error = median_error(found.predictions)
     return {
         "bundle": found.bundle,
         "plain_tokens_per_s": round(speeds[0].tokens_per_s, 1),
+        "best_drafter": best.drafter,
         "best_drafts": best.drafts,
         "best_tokens_per_s": round(best.tokens_per_s, 1),
         "identical": found.identical,

@@ -72,11 +72,15 @@ class Measured:
     identical: bool | None = True
 
 
-def ways_of(manifest: Manifest, lengths: Sequence[int] | None = None, drafter: str = "mtp") -> list[Way]:
-    """Plain decoding, and each length that a graph is wide enough for, or those asked for."""
+def ways_of(
+    manifest: Manifest, lengths: Sequence[int] | None = None, drafters: Sequence[str] | None = None
+) -> list[Way]:
+    """Plain decoding, and each length that a graph is wide enough for, or those asked for, of the bundle's drafter or
+    of those named."""
+    drafters = drafters or (manifest.drafters.default,)
     widest = max(graph.width for graph in manifest.graphs_of("verify")) - 1
     asked = range(1, widest + 1) if lengths is None else [n for n in lengths if 0 < n <= widest]
-    return [PLAIN, *(Way(drafter, drafts) for drafts in asked)]
+    return [PLAIN, *(Way(drafter, drafts) for drafter in drafters for drafts in asked)]
 
 
 def samplers(ways: Sequence[Way], sampling: Sampling) -> dict[Way, Sampler]:

@@ -124,8 +124,20 @@ class Results(_Frozen):
     def domains(self) -> list[str]:
         return list(self.prompts)
 
-    def of(self, domain: str, drafter: str = "mtp", batch: int = 1) -> list[Point]:
-        """Fixed lengths of a drafter, plain decoding first, shortest first."""
+    @property
+    def drafters(self) -> list[str]:
+        """Those that were measured, in their order."""
+        return list(dict.fromkeys(point.drafter for point in self.points if point.drafter != "none"))
+
+    @property
+    def best(self) -> Point:
+        """Of all drafters and lengths, over all prompts; plain decoding where nothing was drafted."""
+        drafted = [point for drafter in self.drafters for point in self.of(ALL, drafter) if point.ratio]
+        return max(drafted, key=lambda point: point.ratio.value if point.ratio else 0.0, default=self.of(ALL)[0])
+
+    def of(self, domain: str, drafter: str | None = None, batch: int = 1) -> list[Point]:
+        """Fixed lengths of a drafter, the first unless one is named: plain decoding first, shortest first."""
+        drafter = drafter or next(iter(self.drafters), "none")
         found = [
             point
             for point in self.points

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from . import chart
 from .chart import Line
+from .drafter_section import drafters
 from .figures import median_error
 from .others import imported, reported
 from .pages import Figure, Report, Section, Table
@@ -28,7 +29,8 @@ def report(
     """Of any number of bundles; what others measured or reported stands at the end, in a table of its own."""
     sections: list[Section] = []
     for found in results:
-        sections += [_summary(found), _lengths(found), _acceptance(found), _time(found)]
+        lengths = drafters(found) if len(found.drafters) > 1 else _lengths(found)
+        sections += [_summary(found), lengths, _acceptance(found), _time(found)]
         if found.predictions:
             sections.append(_predictions(found))
     if results:
@@ -61,16 +63,14 @@ def _threads(found: Results) -> str:
 
 
 def _summary(found: Results) -> Section:
-    plain = found.of(ALL)[0]
-    drafted = [point for point in found.of(ALL) if point.ratio]
-    best = max(drafted, key=lambda point: point.ratio.value if point.ratio else 0.0, default=plain)
+    plain, best = found.of(ALL)[0], found.best
     pays = best.ratio is not None and best.ratio.value > 1
     tiles = [
         ("plain decoding", f"{plain.tokens_per_s:,.0f} tokens/s", "median over prompts"),
         (
             "best draft length",
             f"{best.drafts}" if pays else "off",
-            f"{best.ratio.value:.2f}x ({best.ratio.low:.2f} to {best.ratio.high:.2f}) with {best.drafts}"
+            f"{best.ratio.value:.2f}x ({best.ratio.low:.2f} to {best.ratio.high:.2f}) with {best.drafter}"
             if best.ratio
             else "",
         ),
@@ -147,7 +147,7 @@ def _row(point: Point) -> tuple[str, ...]:
 
 def _acceptance(found: Results) -> Section:
     domains = [*found.domains, ALL]
-    longest = {domain: found.of(domain)[-1] for domain in domains}
+    longest = {domain: found.of(domain, found.best.drafter)[-1] for domain in domains}
     width = max(len(point.acceptance) for point in longest.values())
     columns = [str(k + 1) for k in range(width)]
     maps = {
@@ -174,7 +174,8 @@ def _acceptance(found: Results) -> Section:
         )
         for name, rows in maps.items()
     )
-    text = f"Of rounds that drafted {longest[ALL].drafts}. Where the chance falls, longer drafts soon stop paying."
+    rounds = f"Of rounds in which {longest[ALL].drafter} drafted {longest[ALL].drafts}."
+    text = f"{rounds} Where the chance falls, longer drafts soon stop paying."
     return Section("Acceptance", text, figures=figures, tables=tables)
 
 
@@ -184,7 +185,7 @@ def _padded(row: Sequence[float], width: int) -> list[float | None]:
 
 def _time(found: Results) -> Section:
     bars: list[tuple[str, dict[str, float]]] = []
-    for point in found.of(ALL):
+    for point in found.of(ALL, found.best.drafter):
         if point.tokens:
             name = "off" if point.drafter == "none" else str(point.drafts)
             bars.append((name, {part: 1e6 * point.seconds.get(part, 0.0) / point.tokens for part in PARTS}))

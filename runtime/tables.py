@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from .drafter_section import drafters_table
 from .figures import median_error
 from .profile import Profile
 from .results import ALL, Precisions, Results
@@ -27,15 +28,13 @@ def print_lengths(found: Results) -> None:
     for row in whole:
         cells = []
         for domain in domains:
-            point = next(
-                one
-                for one in found.points
-                if (one.domain, one.drafts, one.batch) == (domain, row.drafts, row.batch) and one.drafter != "none"
-            )
+            way = (domain, row.drafter, row.drafts, row.batch)
+            point = next(one for one in found.points if (one.domain, one.drafter, one.drafts, one.batch) == way)
             assert point.ratio is not None
             cells.append(f"{point.ratio.value:.2f} ({point.ratio.low:.2f}-{point.ratio.high:.2f})")
+        drafter = f"{row.drafter} " if len(found.drafters) > 1 else ""
         rows = f", {row.batch} rows" if row.batch > 1 else ""
-        table.add_row(f"{row.drafts}{rows}", f"{row.accepted_per_round:.2f}", *cells)
+        table.add_row(f"{drafter}{row.drafts}{rows}", f"{row.accepted_per_round:.2f}", *cells)
     console = table_console()
     console.print(table)
     if found.first_token and found.read and found.peak_memory_bytes:
@@ -46,6 +45,16 @@ def print_lengths(found: Results) -> None:
             f"{first.warm_s * 1e3:.1f} ms warm. Peak memory {found.peak_memory_bytes / 1e6:.0f} MB. "
             f"Plain decoding reads {(read.target_bytes + read.kv_bytes) / 1e6:.2f} MB a token; {allowed}."
         )
+
+
+def print_drafters(found: Results) -> None:
+    """Each drafter at the length that is best over all prompts."""
+    title = f"{found.bundle}: each drafter at its best length, tokens/s and accepted drafts a round"
+    made = drafters_table(found)
+    table = Table(*made.columns, title=title, title_justify="left")
+    for row in made.rows:
+        table.add_row(*row)
+    table_console().print(table)
 
 
 def print_predictions(found: Results) -> None:

@@ -143,7 +143,6 @@ def test_the_committed_weights_draft(drafter, least):
 def test_the_draft_model_is_a_target_that_export_reads():
     """`load_target` knows nothing of drafting: the same graph serves both roles."""
     checkpoint = Checkpoint.open(DRAFT_MODEL_DIR)
-    checkpoint.require("target")
     model, places = load_target(checkpoint)
     load_weights(places, model)
     g, tokens = model.geometry, text()[0]

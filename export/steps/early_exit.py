@@ -6,20 +6,28 @@ first layers and writes their K/V, `exit_verify_K` goes on from the states that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from pocketdraft.runtime.drafter_specs import EarlyExitSpec
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import GraphSpec
 
+from ..checkpoint import Checkpoint
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
 from ..models.decoder import Target
+from ..models.exits import Exits, check_exits
+from ..models.exits_config import ExitsConfig
+from ..plan import Plan
 from ..step import Operators, Step, spec
-from .target import capped, target_inputs
+from .target import Wants, capped, target_inputs
 
+KIND = "early_exit"
+MODEL_TYPES = ("pocketdraft_exits",)
 STATES = "exit_states"
 
 
@@ -60,26 +68,63 @@ class _Layers(nn.Module):
 
 
 class _ExitHead(nn.Module):
-    """What the target's own norm and head make of a state after the first layers."""
+    """What an exit, the target's norm and its head make of a state after the first layers."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, exits: Exits | None, layers: int) -> None:
         super().__init__()
+        self.exit = exits.after(layers) if exits else nn.Identity()
         self.norm, self.lm_head, self.softcap = target.trunk.norm, target.lm_head, target.geometry.softcap
 
     def forward(self, exit_states: Tensor) -> dict[str, Tensor]:
-        return {"logits": capped(self.lm_head(self.norm(exit_states)), self.softcap)}
+        return {"logits": capped(self.lm_head(self.norm(self.exit(exit_states))), self.softcap)}
 
 
-def early_exit_steps(
-    target: Target, layout: KVLayout, first: int, verify: tuple[int, ...], operators: Operators
-) -> list[Step]:
-    """The first `first` layers draft. Raises PocketdraftError if that leaves none to verify, or none to draft."""
-    g = target.geometry
-    count = len(g.layers)
-    if not 0 < first < count:
+def facts(target: Checkpoint, exits: Checkpoint) -> Iterator[tuple[str, object, object]]:
+    """What must agree: what it is, the target's value, the exits'."""
+    yield "hidden size", target.text_config.hidden_size, exits.config.hidden_size
+
+
+def make(config: ExitsConfig, target: Target) -> Exits:
+    check_exits(config, target.geometry)
+    return Exits(config)
+
+
+def own_name(name: str, config: PretrainedConfig) -> str | None:
+    return name
+
+
+def tied(model: Exits) -> dict[str, str]:
+    return {}
+
+
+def wants(model: Exits | None) -> Wants:
+    return Wants()
+
+
+def describe(model: Exits | None, plan: Plan, target: Target) -> EarlyExitSpec:
+    return EarlyExitSpec(layers=_cut(model, plan, target))
+
+
+def _cut(model: Exits | None, plan: Plan, target: Target) -> int:
+    """How many layers draft: as the plan says, else those before K/V are shared, else up to the middle exit.
+
+    Raises PocketdraftError if that leaves none to verify, or none to draft.
+    """
+    count = len(target.geometry.layers)
+    own = sum(layer.owns_kv for layer in target.geometry.layers)
+    cuts = model.cuts if model else ()
+    cut = plan.early_exit or (own if own in cuts else cuts[len(cuts) // 2])
+    if not 0 < cut < count:
         raise PocketdraftError(
-            f"--early-exit is {first}, the target has {count} layers; give a number from 1 to {count - 1}."
+            f"--early-exit is {cut}, the target has {count} layers; give a number from 1 to {count - 1}."
         )
+    return cut
+
+
+def steps(model: Exits | None, plan: Plan, target: Target, target_kv: KVLayout, operators: Operators) -> list[Step]:
+    """`model` None is a target that was trained to be left early: its own norm and head read any layer's state."""
+    g, layout, first = target.geometry, target_kv, _cut(model, plan, target)
+    count = len(g.layers)
 
     def step(name: str, role: Literal["exit_draft", "exit_verify"], width: int, layers: range) -> Step:
         read = {g.layers[index].reads for index in layers}
@@ -113,10 +158,6 @@ def early_exit_steps(
     )
     return [
         step("exit_draft", "exit_draft", 1, range(first)),
-        Step(head, _ExitHead(target).eval()),
-        *(step(f"exit_verify_{width}", "exit_verify", width, range(first, count)) for width in (1, *verify)),
+        Step(head, _ExitHead(target, model, first).eval()),
+        *(step(f"exit_verify_{width}", "exit_verify", width, range(first, count)) for width in (1, *plan.verify)),
     ]
-
-
-def early_exit_spec(first: int) -> EarlyExitSpec:
-    return EarlyExitSpec(layers=first)

@@ -12,6 +12,7 @@ from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
 from ..draft_length import EarlyStop
+from ..drafter_specs import DrafterSpecs
 from ..errors import PocketdraftError
 from ..proposal import Proposal
 from ..sampler import GREEDY, Rule, Sampler
@@ -42,6 +43,12 @@ def default_rule(name: str, timed: bool) -> Rule:
     return "rejection" if getattr(_module(name), "DRAWS", False) and not timed else "exact"
 
 
+def runnable(specs: DrafterSpecs) -> list[str]:
+    """All that a bundle with these drafters can draft with: a file says with `KIND` whose graphs it runs, if any."""
+    kinds = {name: getattr(_module(name), "KIND", None) for name in _names()}
+    return [name for name, kind in kinds.items() if name != "none" and (kind is None or kind in specs.kinds)]
+
+
 def load(
     name: str, target: Target, cache: Cache, sampler: Sampler = GREEDY, early_stop: EarlyStop | None = None
 ) -> Drafter:
@@ -50,8 +57,12 @@ def load(
     return drafter
 
 
+def _names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
 def _module(name: str) -> Any:
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    known = _names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         mend = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."

@@ -25,8 +25,8 @@ from ..sampler import GREEDY, Draft, Sampler
 from ..sampling import Logits
 from ..target import Prefilled, Target, Verified
 
-DRAWS = True  # its drafts, where the sampler is not greedy
 KIND = "dflash"
+DRAWS = True  # its drafts, where the sampler is not greedy
 
 
 class DFlashDrafter:

@@ -19,6 +19,8 @@ from ..target import Target
 from ..tree import DEEPEST, best_tree
 from .dflash import DFlashDrafter
 
+KIND = "dflash"
+
 
 class DFlashTreeDrafter(DFlashDrafter):
     def propose(self, context: Context, count: int) -> Proposal:

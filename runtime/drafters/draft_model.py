@@ -22,6 +22,7 @@ from ..proposal import NOTHING, Proposal
 from ..sampler import GREEDY, Draft, Sampler
 from ..target import Prefilled, Target, Verified
 
+KIND = "draft_model"
 DRAWS = True  # its drafts, where the sampler is not greedy
 PREFIX = "model_"  # of roles
 

@@ -17,6 +17,7 @@ from ..proposal import NOTHING, Proposal
 from ..sampler import GREEDY, Draft, Sampler
 from ..target import Prefilled, Target, Verified
 
+KIND = "early_exit"
 DRAWS = True  # its drafts, where the sampler is not greedy
 
 

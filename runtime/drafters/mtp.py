@@ -16,10 +16,12 @@ from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
 from ..draft_length import EarlyStop
+from ..drafter_specs import MTPSpec
 from ..proposal import NOTHING, Proposal
 from ..sampler import GREEDY, Draft, Sampler
 from ..target import Floats, Prefilled, Target, Verified
 
+KIND = "mtp"
 DRAWS = True  # its drafts, where the sampler is not greedy
 
 
@@ -28,6 +30,7 @@ class MTPDrafter:
         self, target: Target, cache: Cache, sampler: Sampler = GREEDY, early_stop: EarlyStop | None = None
     ) -> None:
         self._target, self._cache, self._sampler, self._early_stop = target, cache, sampler, early_stop
+        target.engine.manifest.drafters.of(MTPSpec)
         self._graph = target.engine.manifest.graphs_of("draft")[0].name
         self._hidden: Floats | None = None
 

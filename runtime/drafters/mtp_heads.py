@@ -24,8 +24,8 @@ from ..proposal import NOTHING, Proposal
 from ..sampler import GREEDY, Draft, Sampler
 from ..target import Floats, Prefilled, Target, Verified
 
-DRAWS = True  # its drafts, where the sampler is not greedy
 KIND = "mtp_heads"
+DRAWS = True  # its drafts, where the sampler is not greedy
 
 
 class MTPHeadsDrafter:

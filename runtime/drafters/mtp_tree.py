@@ -28,6 +28,7 @@ from ..target import Target, Verified
 from ..tree import DEEPEST
 from .mtp import MTPDrafter
 
+KIND = "mtp"
 Shares = npt.NDArray[np.floating[Any]]
 RANKS = 4  # choices that are told apart: the draft and three siblings
 # How often a draft is right by tenth of its confidence, between what the embedded pair shows of argmaxes and of drawn
