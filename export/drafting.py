@@ -25,10 +25,7 @@ from .stored import Places
 
 
 class Kind(Protocol):
-    """A file of `steps` with drafters in it. `model` is what its `make` gives.
-
-    It may have a function `own_name`, as a `families.Family` does, for names that are more than `model.` and ours.
-    """
+    """A file of `steps` with drafters in it. `model` is what its `make` gives."""
 
     KIND: str
     MODEL_TYPES: tuple[str, ...]

@@ -27,5 +27,5 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Pr
 
 
 def text_model(model: PreTrainedModel) -> Any:
-    """The `Gemma4TextModel` of a text-only or a fused target: embedding, layers and final norm."""
+    """What a text-only or a fused target has below its head: embedding, layers and final norm."""
     return getattr(model.model, "language_model", model.model)

@@ -1,0 +1,138 @@
+"""A Llama as the target of a bundle: the ladder, the loop, its drafters, and pairs that do not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from conftest import WIDTHS
+from kept import kept
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+
+from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.pipeline import build, load_models
+from pocketdraft.export.plan import Plan, Recipes
+from pocketdraft.export.reference import TransformersEngine
+from pocketdraft.export.rungs import eager_pair, rungs
+from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
+from pocketdraft.quantize.recipe import load
+from pocketdraft.runtime.engine import Engine, open_engine
+from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.ladder import climb, compare, tokens_needed
+from pocketdraft.runtime.manifest import Backend
+from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.validate import validate
+
+SIZES = {"intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.1}
+CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
+    "llama": lambda hidden=128, vocab=2048, **more: LlamaConfig(
+        hidden_size=hidden, vocab_size=vocab, num_key_value_heads=2, tie_word_embeddings=True, **SIZES, **more
+    ),
+    "qwen3": lambda hidden=128, vocab=2048, **more: Qwen3Config(
+        hidden_size=hidden, vocab_size=vocab, num_key_value_heads=1, head_dim=32, **SIZES, **more
+    ),
+}
+PROMPT = [5, 6, 7, 8, 5, 6, 7]
+
+
+@pytest.fixture(scope="session")
+def make_target(tmp_path_factory) -> Callable[..., Path]:
+    """A checkpoint of random weights with the embedded pair's tokenizer."""
+
+    def make(kind: str = "llama", **sizes: object) -> Path:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(kind)
+        AutoModelForCausalLM.from_config(CONFIGS[kind](**sizes)).save_pretrained(folder)
+        (folder / "tokenizer.json").write_bytes((TARGET_DIR / "tokenizer.json").read_bytes())
+        return folder
+
+    return make
+
+
+def generate(engine: Engine, drafter: str) -> list[int]:
+    return [token for emitted in open_session(engine, drafter, 4).generate(PROMPT, 40) for token in emitted.tokens]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_ladder_stands(make_target, kind):
+    checkpoint = Checkpoint.open(make_target(kind))
+    ours = eager_pair(checkpoint, context=96)
+    tokens = np.random.default_rng(0).integers(0, 2048, tokens_needed(ours.manifest)).tolist()
+    wanted, feed = climb(ours.manifest, TransformersEngine(ours.manifest, checkpoint, None), tokens, None)
+    found, _ = climb(ours.manifest, ours, tokens, feed)
+    differences = compare(wanted, found, dict.fromkeys(found, 1e-3))
+    assert {difference.graph for difference in differences} >= {"embedder", "prefill_64", "decode", "verify"}
+    assert all(difference.passed for difference in differences)
+
+
+def test_prompt_lookup_gives_plain_decoding_s_tokens(make_target):
+    engine = eager_pair(Checkpoint.open(make_target()), context=96)
+    assert generate(engine, "prompt_lookup") == generate(engine, "none")
+
+
+def test_a_smaller_llama_drafts_for_a_larger_one(make_target):
+    target, smaller = Checkpoint.open(make_target()), Checkpoint.open(make_target(hidden=64))
+    engine = eager_pair(target, smaller, context=96)
+    assert generate(engine, "draft_model") == generate(engine, "none")
+
+
+def test_a_llama_that_drafts_for_itself_is_accepted_whole(make_target):
+    target = Checkpoint.open(make_target())
+    session = open_session(eager_pair(target, target, context=96), "draft_model", 4)
+    list(session.generate(PROMPT, 40))
+    assert session.stats.accepted_per_round == 4.0
+
+
+def refusal(target: Path, *drafters: Path) -> str:
+    with pytest.raises(PocketdraftError) as caught:
+        eager_pair(Checkpoint.open(target), *map(Checkpoint.open, drafters), context=96)
+    return str(caught.value)
+
+
+def test_gemma_s_drafter_of_another_size(make_target):
+    assert "has backbone hidden size 128, the target" in refusal(make_target(hidden=64), DRAFTER_DIR)
+
+
+def test_gemma_s_drafter_of_the_same_size_has_no_sliding_layer_to_read(make_target):
+    said = refusal(make_target(), DRAFTER_DIR)
+    assert "layers to read of the kinds ['full', 'sliding'], the target" in said
+    assert "has ['full']; give the drafter that was trained for this target" in said
+
+
+def test_a_draft_model_of_another_vocabulary(make_target):
+    assert "has vocabulary size 2048, the target" in refusal(make_target(vocab=4096), make_target(hidden=64))
+
+
+def test_rope_that_is_scaled_is_refused_by_its_type(make_target):
+    folder = make_target()
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 1024
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5, "rope_scaling": scaling}))
+    with pytest.raises(PocketdraftError, match="has rope_type llama3, the graphs of a llama have default"):
+        load_models(Checkpoint.open(folder))
+
+
+SLOW = [pytest.param(name, marks=[] if name == "onnx" else pytest.mark.slow) for name in get_args(Backend)]
+
+
+@pytest.mark.parametrize("backend", SLOW)
+def test_a_bundle_without_any_drafter_is_valid(make_target, backend):
+    target, recipe = make_target(), load("w8")
+
+    def write(out: Path) -> None:
+        build([Plan(target, (), out, Recipes(recipe, recipe, recipe), backend, **WIDTHS)])
+
+    bundle = kept(f"llama-w8-{backend}", write)
+    engine = open_engine(bundle, 1)
+    found = validate(bundle, engine, ["a" * 20], 24, rungs(engine.manifest, target, ()), lambda what: None)
+    assert list(found.ladder) == ["transformers -> step", "step -> quantized step", "quantized step -> graph"]
+    assert found.passed, found.to_json()
+    assert {check.name: check.outcome for check in found.checks}["prompt_lookup vs plain"] == "pass"
+    engine.close()
