@@ -22,7 +22,8 @@ Target = Annotated[Path | None, typer.Option(help="Target checkpoint; default: t
 Drafters = Annotated[
     list[Path] | None,
     typer.Option(
-        "--drafter", help="Drafter checkpoint, one of a kind; may be repeated. Default: the embedded target's."
+        "--drafter",
+        help="Drafter checkpoint; may be repeated. Without --target, one of the embedded target's by kind, or all.",
     ),
 ]
 EarlyExit = Annotated[int | None, typer.Option(help="The target's first so many layers draft as well.")]

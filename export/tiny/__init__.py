@@ -22,5 +22,9 @@ MORE_PROMPTS_FILE = HERE / "prompts_more.jsonl"  # of domains that the embedded 
 
 
 def or_embedded(target: Path | None, drafters: Sequence[Path]) -> tuple[Path, tuple[Path, ...]]:
-    """What was given. Without a target it is the embedded one, and its MTP drafter unless others were given."""
-    return target or TARGET_DIR, tuple(drafters) or (() if target else (DRAFTER_DIR,))
+    """What was given. Without a target it is the embedded one, with its MTP drafter unless others were given: by their
+    kind, or `all`."""
+    if target:
+        return target, tuple(drafters)
+    named = [EMBEDDED.values() if str(one) == "all" else [EMBEDDED.get(str(one), one)] for one in drafters]
+    return TARGET_DIR, tuple(folder for folders in named for folder in folders) or (DRAFTER_DIR,)
