@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma4ForCausalLM
+from transformers import Gemma4ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pocketdraft.export.backends.litert import quantize_steps
 from pocketdraft.export.calibrate import Calibration, calibrate, through_target
@@ -126,3 +126,28 @@ def test_how_far_keys_and_values_reach_is_that_of_the_texts(calibrated):
     assert found.keys() == reach.keys()
     for layer, steps in found.items():
         assert [127 * step for step in steps] == pytest.approx(reach[layer], rel=0.15)
+
+
+def test_a_llama_s_texts_run_layer_by_layer_too(tmp_path):
+    """Its embeddings are not scaled, and nothing is computed before its layers."""
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=256,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.2,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    theirs.save_pretrained(tmp_path / "target")
+    text, float32 = list(range(80)), load("f32")
+    with torch.no_grad():
+        work = Calibration(Checkpoint.open(tmp_path / "target"), Recipes(float32, float32, float32), tmp_path / "out")
+        (passed,) = through_target(work, [text], lambda *_: None)
+        wanted = theirs.model(torch.tensor([text])).last_hidden_state
+    for stream in (passed.wanted, passed.now):
+        torch.testing.assert_close(stream.x, wanted, atol=2e-4, rtol=0)
