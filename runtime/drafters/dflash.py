@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from ..accept import Verdict
 from ..cache import Cache
+from ..chain import Chain
 from ..context import Context
 from ..draft_length import EarlyStop
 from ..drafter_specs import DFlashSpec
 from ..followed import calls
 from ..proposal import Proposal
-from ..sampler import GREEDY, Draft, Sampler
+from ..sampler import GREEDY, Sampler
 from ..sampling import Logits
 from ..target import Prefilled, Target, Verified
 
@@ -47,15 +48,11 @@ class DFlashDrafter:
 
     def propose(self, context: Context, count: int) -> Proposal:
         logits = self._logits(context, count)
-        drafts: list[Draft] = []
-        confidences: list[float] = []
+        chain = Chain(context, self._sampler, self._early_stop)
         for row in logits[: max(0, count)]:
-            drafts.append(self._sampler.draft(row, context.tokens, [draft.token for draft in drafts]))
-            if self._early_stop:
-                confidences.append(drafts[-1].confidence)
-                if self._early_stop.enough(confidences):
-                    break
-        return Proposal.chain([draft.token for draft in drafts], [draft.probs for draft in drafts], confidences)
+            if not chain.draft(row):
+                break
+        return chain.proposal()
 
     def observe(self, verdict: Verdict, verified: Verified) -> None:
         assert verified.taps is not None

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from ..accept import Verdict
 from ..cache import Cache
+from ..chain import Chain
 from ..context import Context
 from ..draft_length import EarlyStop
 from ..drafter_specs import DraftModelSpec
 from ..engine import Arrays, Engine
 from ..manifest import KVLayer, Manifest
 from ..proposal import NOTHING, Proposal
-from ..sampler import GREEDY, Draft, Sampler
+from ..sampler import GREEDY, Sampler
 from ..target import Prefilled, Target, Verified
 
 KIND = "draft_model"
@@ -45,20 +46,15 @@ class DraftModelDrafter:
         if count < 1:
             return NOTHING
         self._catch_up(context.tokens)
-        drafts: list[Draft] = []
-        confidences: list[float] = []
-        token = context.last
+        token, chain = context.last, Chain(context, self._sampler, self._early_stop)
         for _ in range(count):
             logits = self._model.verify(self._cache, token, NOTHING).logits[0]
             self._cache.keep((0,))
             self._read.append(token)
-            drafts.append(self._sampler.draft(logits, context.tokens, [draft.token for draft in drafts]))
-            token = drafts[-1].token
-            if self._early_stop:
-                confidences.append(drafts[-1].confidence)
-                if self._early_stop.enough(confidences):
-                    break
-        return Proposal.chain([draft.token for draft in drafts], [draft.probs for draft in drafts], confidences)
+            if not chain.draft(logits):
+                break
+            token = chain.tokens[-1]
+        return chain.proposal()
 
     def observe(self, verdict: Verdict, verified: Verified) -> None: ...
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from ..accept import Verdict
 from ..cache import Cache
+from ..chain import Chain
 from ..context import Context
 from ..draft_length import EarlyStop
 from ..drafter_specs import EarlyExitSpec
 from ..proposal import NOTHING, Proposal
-from ..sampler import GREEDY, Draft, Sampler
+from ..sampler import GREEDY, Sampler
 from ..target import Prefilled, Target, Verified
 
 KIND = "early_exit"
@@ -34,19 +35,14 @@ class EarlyExitDrafter:
     def propose(self, context: Context, count: int) -> Proposal:
         if count < 1:
             return NOTHING
-        drafts: list[Draft] = []
-        confidences: list[float] = []
+        chain = Chain(context, self._sampler, self._early_stop)
         states = [self._target.draft_early(self._cache, context.last, 0)]
-        for ahead in range(1, count + 1):
+        going = True
+        while going and len(chain.tokens) < count:
             logits = self._target.engine.run(self._head.name, {"exit_states": states[-1]})["logits"][0, 0]
-            drafts.append(self._sampler.draft(logits, context.tokens, [draft.token for draft in drafts]))
-            states.append(self._target.draft_early(self._cache, drafts[-1].token, ahead))
-            if self._early_stop:
-                confidences.append(drafts[-1].confidence)
-                if self._early_stop.enough(confidences):
-                    break
-        chain = Proposal.chain([draft.token for draft in drafts], [draft.probs for draft in drafts], confidences)
-        return chain.begun(states)
+            going = chain.draft(logits)
+            states.append(self._target.draft_early(self._cache, chain.tokens[-1], len(chain.tokens)))
+        return chain.proposal().begun(states)
 
     def observe(self, verdict: Verdict, verified: Verified) -> None: ...
 

@@ -14,11 +14,12 @@ import numpy as np
 
 from ..accept import Verdict
 from ..cache import Cache
+from ..chain import Chain
 from ..context import Context
 from ..draft_length import EarlyStop
 from ..drafter_specs import MTPSpec
 from ..proposal import NOTHING, Proposal
-from ..sampler import GREEDY, Draft, Sampler
+from ..sampler import GREEDY, Sampler
 from ..target import Floats, Prefilled, Target, Verified
 
 KIND = "mtp"
@@ -40,29 +41,20 @@ class MTPDrafter:
     def propose(self, context: Context, count: int) -> Proposal:
         if self._hidden is None or count < 1:
             return NOTHING
-        drafts, confidences = self._draft(self._hidden, context, count, self._early_stop)
-        return Proposal.chain([draft.token for draft in drafts], [draft.probs for draft in drafts], confidences)
+        return self._draft(self._hidden, context, count, self._early_stop).proposal()
 
-    def _draft(
-        self, hidden: Floats, context: Context, count: int, early_stop: EarlyStop | None
-    ) -> tuple[list[Draft], list[float]]:
-        """A chain of at most `count` drafts, and how sure it is of each where something asks for that."""
+    def _draft(self, hidden: Floats, context: Context, count: int, early_stop: EarlyStop | None) -> Chain:
+        """At most `count` drafts."""
         place = self._target.positions(self._cache.length - 1, 1)
-        token, tokens = context.last, list[int]()
-        drafts: list[Draft] = []
-        confidences: list[float] = []
+        token, chain = context.last, Chain(context, self._sampler, early_stop)
         for _ in range(count):
             activations = np.concatenate([self._target.embed(token), hidden], -1)
             outputs = self._target.engine.run(self._graph, {"activations": activations, **place}, self._cache.handle)
             hidden = outputs["projected_activations"]
-            drafts.append(self._sampler.draft(outputs["logits"][0, 0], context.tokens, tokens))
-            token = drafts[-1].token
-            tokens.append(token)
-            if early_stop:
-                confidences.append(drafts[-1].confidence)
-                if early_stop.enough(confidences):
-                    break
-        return drafts, confidences
+            if not chain.draft(outputs["logits"][0, 0]):
+                break
+            token = chain.tokens[-1]
+        return chain
 
     def observe(self, verdict: Verdict, verified: Verified) -> None:
         self._hidden = verified.hidden[verdict.rows[-1]][None, None]

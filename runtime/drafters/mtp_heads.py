@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from ..accept import Verdict
 from ..cache import Cache
+from ..chain import Chain
 from ..context import Context
 from ..draft_length import EarlyStop
 from ..drafter_specs import MTPHeadsSpec
 from ..followed import calls
 from ..proposal import NOTHING, Proposal
-from ..sampler import GREEDY, Draft, Sampler
+from ..sampler import GREEDY, Sampler
 from ..target import Floats, Prefilled, Target, Verified
 
 KIND = "mtp_heads"
@@ -53,18 +54,12 @@ class MTPHeadsDrafter:
         self._cache.follow(KIND, range(self._start, end))
         state = self._read(self._start, unread, context.tokens[self._start + 1 :])
         self._start, self._waiting = end, unread[:0]
-        drafts: list[Draft] = []
-        confidences: list[float] = []
-        for ahead in range(count):
-            logits = self._target.engine.run(self._head.name, {"activations": state})["logits"][0, 0]
-            drafts.append(self._sampler.draft(logits, context.tokens, [draft.token for draft in drafts]))
-            if self._early_stop:
-                confidences.append(drafts[-1].confidence)
-                if self._early_stop.enough(confidences):
-                    break
-            if ahead + 1 < count:
-                state = self._read(self._start + ahead, state[0], [drafts[-1].token])
-        return Proposal.chain([draft.token for draft in drafts], [draft.probs for draft in drafts], confidences)
+        chain = Chain(context, self._sampler, self._early_stop)
+        while chain.draft(self._target.engine.run(self._head.name, {"activations": state})["logits"][0, 0]):
+            if len(chain.tokens) == count:
+                break
+            state = self._read(end + len(chain.tokens) - 1, state[0], chain.tokens[-1:])
+        return chain.proposal()
 
     def observe(self, verdict: Verdict, verified: Verified) -> None:
         rows = list(verdict.rows)

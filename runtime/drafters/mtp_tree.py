@@ -59,11 +59,12 @@ class MTPTreeDrafter(MTPDrafter):
         if self._hidden is None or count < 1 or not self._target.takes_trees:
             return super().propose(context, count)
         gains = Gains(self._right[:, :RANKS] / self._right.sum(1, keepdims=True), count)
-        drafts, confidences = self._draft(self._hidden, context, min(count, DEEPEST), self._early_stop or gains)
+        chain = self._draft(self._hidden, context, min(count, DEEPEST), self._early_stop or gains)
+        drafts, confidences = chain.drafts, chain.confidences
         nodes = min(count, self._target.free_nodes(len(drafts))) if self._early_stop else count
         self._chain = list(zip(map(confidence_tenth, confidences), drafts, strict=True))
         self._start = len(context.tokens)
-        tokens, parents = [draft.token for draft in drafts], list(range(-1, len(drafts) - 1))
+        tokens, parents = list(chain.tokens), list(range(-1, len(drafts) - 1))
         for depth, rank in gains.best_siblings(confidences, nodes - len(drafts)):
             choices = self._ranked(depth)
             if rank < len(choices):
