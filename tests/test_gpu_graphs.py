@@ -73,7 +73,7 @@ def test_k_v_is_written_and_read_by_the_composites_that_a_gpu_has_kernels_for(bu
 
 
 def test_a_centroid_head_is_left_out_unasked(make_bundle):
-    heads = {device: read(make_bundle("shared", "f32", device=device)).drafter.head for device in ("cpu", "gpu")}
+    heads = {device: read(make_bundle("shared", "f32", device=device)).drafters.mtp.head for device in ("cpu", "gpu")}
     assert heads == {"cpu": "centroid", "gpu": "dense"}
 
 
