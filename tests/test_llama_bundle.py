@@ -14,7 +14,8 @@ from conftest import WIDTHS
 from kept import kept
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.checkpoint import Checkpoint, read_config
+from pocketdraft.export.estimate import blank_models
 from pocketdraft.export.pipeline import build, load_models
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.reference import TransformersEngine
@@ -102,6 +103,13 @@ def test_gemma_s_drafter_of_the_same_size_has_no_sliding_layer_to_read(make_targ
     said = refusal(make_target(), DRAFTER_DIR)
     assert "layers to read of the kinds ['full', 'sliding'], the target" in said
     assert "has ['full']; give the drafter that was trained for this target" in said
+
+
+def test_gemma_s_drafter_is_refused_before_the_memory_that_the_pair_takes_is_told(make_target):
+    """`export` and `plan` ask for that first, of the configurations alone."""
+    target, drafter = make_target(hidden=64), DRAFTER_DIR
+    with pytest.raises(PocketdraftError, match="reads K/V of a sliding layer, the target has none"):
+        blank_models(read_config(target), read_config(drafter))
 
 
 def test_a_draft_model_of_another_vocabulary(make_target):

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pocketdraft.runtime.errors import PocketdraftError
+
 from .attention import KVAccess, rotary
 from .layers import RMSNorm, linear
 from .masks import Kind, additive_masks, held_positions
@@ -47,8 +49,16 @@ class Geometry:
     tied_head: bool = True  # to the embedding, unless a checkpoint has a head of its own
 
     def last_owner(self, kind: Kind) -> int:
-        """The layer whose K/V the KV-shared layers of this kind, and the drafter, read."""
-        return max(i for i, layer in enumerate(self.layers) if layer.owns_kv and layer.kind == kind)
+        """The layer whose K/V the KV-shared layers of this kind, and the drafter, read.
+
+        Raises PocketdraftError where there is none.
+        """
+        owners = [index for index, layer in enumerate(self.layers) if layer.owns_kv and layer.kind == kind]
+        if not owners:
+            raise PocketdraftError(
+                f"The drafter reads K/V of a {kind} layer, the target has none; give a drafter that was trained for it."
+            )
+        return owners[-1]
 
 
 class Trunk(nn.Module):
