@@ -118,9 +118,9 @@ class Drafting:
         self.target, self.heads = target, heads
         g = heads[0].geometry
         self.tensors = {
-            f"kv_cache_{name}_{head.index}": torch.zeros(1, g.kv_heads, *shape)
+            f"kv_cache_{name}_{head.index}": torch.zeros(1, g.size.kv_heads, *shape)
             for head in heads
-            for name, shape in (("k", (SLOTS, g.head_dim)), ("v", (g.head_dim, SLOTS)))
+            for name, shape in (("k", (SLOTS, g.size.head_dim)), ("v", (g.size.head_dim, SLOTS)))
         }
         self.turned = 0  # added to positions: what rotates, never where a row lies
         self.seen_ahead = 0

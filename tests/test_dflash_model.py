@@ -116,8 +116,8 @@ def drafted(drafter: DFlash, loop: Loop) -> list[Tensor]:
     g = drafter.geometry
     kept = {}
     for layer in range(len(g.kinds)):
-        kept[f"kv_cache_k_{layer}"] = torch.full((1, g.kv_heads, loop.slots, g.head_dim), 9.0)
-        kept[f"kv_cache_v_{layer}"] = torch.full((1, g.kv_heads, g.head_dim, loop.slots), 9.0)
+        kept[f"kv_cache_k_{layer}"] = torch.full((1, g.size.kv_heads, loop.slots, g.size.head_dim), 9.0)
+        kept[f"kv_cache_v_{layer}"] = torch.full((1, g.size.kv_heads, g.size.head_dim, loop.slots), 9.0)
 
     def kv(start: int, count: int) -> StepKV:
         first, last = (torch.tensor([at], dtype=torch.int32) for at in (start, start + count - 1))
@@ -283,7 +283,7 @@ def test_the_embedded_weights_load_by_name(drafter):
 def test_the_embedded_drafter_is_what_the_training_makes(drafter, target):
     made = DFlashGeometry.from_config(dflash_config(target.config))
     assert DFlashGeometry.from_config(drafter.config) == made
-    assert made.hidden == target.config.hidden_size
+    assert made.size.hidden == target.config.hidden_size
 
 
 def test_no_text_is_written_with_the_mask():
@@ -302,7 +302,8 @@ def test_blocks_trained_at_once_are_those_drafted_one_by_one(drafter, target):
     teacher = tap(target, tokens, drafter.config.target_layer_ids)
     wanted = denoise(drafter, teacher, anchors)[0]
     for index, anchor in enumerate(anchors.tolist()):
-        k, v = torch.zeros(1, g.kv_heads, CONTEXT, g.head_dim), torch.zeros(1, g.kv_heads, g.head_dim, CONTEXT)
+        heads, size = g.size.kv_heads, g.size.head_dim
+        k, v = torch.zeros(1, heads, CONTEXT, size), torch.zeros(1, heads, size, CONTEXT)
         kept = {f"kv_cache_k_{i}": k for i in range(3)} | {f"kv_cache_v_{i}": v for i in range(3)}
         positions = torch.arange(anchor + g.block, dtype=torch.int32)
         before, block = positions[:anchor], positions[anchor:]

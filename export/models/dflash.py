@@ -17,8 +17,9 @@ from transformers import MuseGlimmerAssistantConfig
 
 from pocketdraft.runtime.errors import PocketdraftError
 
-from .attention import KVAccess, attend_grouped, rotary, rotate, split_heads
-from .layers import GatedMLP, RMSNorm, SiLU, linear
+from .attention import KVAccess, rotary
+from .layers import RMSNorm, linear
+from .llama_layer import DecoderLayer, LayerSize
 from .masks import MASKED, Kind, held_positions, visible
 
 KINDS: dict[str, Kind] = {"full_attention": "full", "sliding_attention": "sliding"}
@@ -28,15 +29,10 @@ KINDS: dict[str, Kind] = {"full_attention": "full", "sliding_attention": "slidin
 class DFlashGeometry:
     """All that the graphs need of a `MuseGlimmerAssistantConfig`."""
 
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    size: LayerSize
     kinds: tuple[Kind, ...]  # of each layer
     window: int
     theta: float
-    eps: float
     taps: tuple[int, ...]  # the target's layers whose outputs are the context, from 0
     block: int
     mask_token: int
@@ -60,56 +56,24 @@ class DFlashGeometry:
                 f"The DFlash drafter has layers of {', '.join(unknown)}; pocketdraft exports {' and '.join(KINDS)} "
                 "only."
             )
-        return DFlashGeometry(
+        size = LayerSize(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
+            eps=config.rms_norm_eps,
+            qk_norm=True,
+        )
+        return DFlashGeometry(
+            size=size,
             kinds=tuple(KINDS[name] for name in config.layer_types),
             window=config.sliding_window,
             theta=rope["rope_theta"],
-            eps=config.rms_norm_eps,
             taps=tuple(config.target_layer_ids),
             block=config.block_size,
             mask_token=config.mask_token_id,
         )
-
-
-class Attention(nn.Module):
-    def __init__(self, geometry: DFlashGeometry, index: int) -> None:
-        super().__init__()
-        self.index, self.size = index, geometry.head_dim
-        self.q_proj = linear(geometry.hidden, geometry.heads * self.size)
-        self.k_proj = linear(geometry.hidden, geometry.kv_heads * self.size)
-        self.v_proj = linear(geometry.hidden, geometry.kv_heads * self.size)
-        self.o_proj = linear(geometry.heads * self.size, geometry.hidden)
-        self.q_norm = RMSNorm(self.size, geometry.eps)
-        self.k_norm = RMSNorm(self.size, geometry.eps)
-
-    def remember(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVAccess) -> None:
-        """Writes K/V of x [1, T, D]: of the context, or of the block itself."""
-        key = rotate(self.k_norm(split_heads(self.k_proj(x), self.size)).transpose(1, 2), *rope)
-        kv.write(self.index, key, split_heads(self.v_proj(x), self.size).transpose(1, 2))
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
-        """Block [1, B, D] -> [1, B, D], additive mask [1, 1, B, S]."""
-        self.remember(x, rope, kv)
-        query = rotate(self.q_norm(split_heads(self.q_proj(x), self.size)).transpose(1, 2), *rope) * self.size**-0.5
-        return self.o_proj(attend_grouped(query, mask, kv, self.index))  # type: ignore[no-any-return]
-
-
-class DecoderLayer(nn.Module):
-    def __init__(self, geometry: DFlashGeometry, index: int) -> None:
-        super().__init__()
-        self.self_attn = Attention(geometry, index)
-        self.mlp = GatedMLP(geometry.hidden, geometry.intermediate, SiLU())
-        self.input_layernorm = RMSNorm(geometry.hidden, geometry.eps)
-        self.post_attention_layernorm = RMSNorm(geometry.hidden, geometry.eps)
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, kv)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
 class ContextProjection(nn.Module):
@@ -117,8 +81,8 @@ class ContextProjection(nn.Module):
 
     def __init__(self, geometry: DFlashGeometry) -> None:
         super().__init__()
-        self.fc = linear(len(geometry.taps) * geometry.hidden, geometry.hidden)
-        self.output_norm_enc = RMSNorm(geometry.hidden, geometry.eps)
+        self.fc = linear(len(geometry.taps) * geometry.size.hidden, geometry.size.hidden)
+        self.output_norm_enc = RMSNorm(geometry.size.hidden, geometry.size.eps)
 
     def forward(self, taps: Tensor) -> Tensor:
         return self.output_norm_enc(self.fc(taps))  # type: ignore[no-any-return]
@@ -135,8 +99,8 @@ class DFlash(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.encoder = ContextProjection(geometry)
-        self.layers = nn.ModuleList(DecoderLayer(geometry, index) for index in range(len(geometry.kinds)))
-        self.norm = RMSNorm(geometry.hidden, geometry.eps)
+        self.layers = nn.ModuleList(DecoderLayer(geometry.size, index) for index in range(len(geometry.kinds)))
+        self.norm = RMSNorm(geometry.size.hidden, geometry.size.eps)
 
     def context(self, taps: Tensor, positions: Tensor, kv: KVAccess) -> None:
         """Writes every layer's K/V of committed tokens. taps [1, W, n * D] in the order of `taps`, positions int32 [W].
@@ -161,7 +125,7 @@ class DFlash(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rotary(self.geometry.head_dim, self.geometry.theta, 1.0, positions)
+        return rotary(self.geometry.size.head_dim, self.geometry.theta, 1.0, positions)
 
     def _masks(self, mask: Tensor, positions: Tensor, kv: KVAccess) -> dict[Kind, Tensor]:
         """Additive masks by attention kind. A sliding layer sees as far forward as backward, `window` included."""

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from pocketdraft.runtime.errors import PocketdraftError
 
-from .attention import KVAccess, attend_grouped, rotate, split_heads
 from .decoder import Geometry, Layer, Target, Trunk
-from .layers import GatedMLP, RMSNorm, SiLU, linear
+from .llama_layer import DecoderLayer, LayerSize
 
 MODEL_TYPES = ("llama", "qwen3")
 
@@ -59,47 +57,19 @@ def _choices(config: PretrainedConfig) -> Iterator[tuple[str, object, object]]:
     yield "rope_type", config.rope_parameters.get("rope_type", "default"), "default"
 
 
-class Attention(nn.Module):
-    def __init__(self, geometry: Geometry, index: int, qk_norm: bool) -> None:
-        super().__init__()
-        layer = geometry.layers[index]
-        size, eps = layer.head_dim, geometry.eps
-        self.size, self.index, self.scale = size, index, size**-0.5
-        self.q_proj = linear(geometry.hidden, geometry.heads * size)
-        self.k_proj = linear(geometry.hidden, layer.kv_heads * size)
-        self.v_proj = linear(geometry.hidden, layer.kv_heads * size)
-        self.o_proj = linear(geometry.heads * size, geometry.hidden)
-        self.q_norm = RMSNorm(size, eps) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(size, eps) if qk_norm else nn.Identity()
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
-        query, key = self.q_norm(self._split(self.q_proj(x))), self.k_norm(self._split(self.k_proj(x)))
-        value = self._split(self.v_proj(x)).transpose(1, 2)
-        kv.write(self.index, rotate(key.transpose(1, 2), *rope), value)
-        query = rotate(query.transpose(1, 2), *rope) * self.scale
-        return self.o_proj(attend_grouped(query, mask, kv, self.index))  # type: ignore[no-any-return]
-
-    def _split(self, x: Tensor) -> Tensor:
-        return split_heads(x, self.size)
-
-
-class DecoderLayer(nn.Module):
-    def __init__(self, geometry: Geometry, index: int, qk_norm: bool) -> None:
-        super().__init__()
-        self.self_attn = Attention(geometry, index, qk_norm)
-        self.mlp = GatedMLP(geometry.hidden, geometry.layers[index].intermediate, SiLU())
-        self.input_layernorm = RMSNorm(geometry.hidden, geometry.eps)
-        self.post_attention_layernorm = RMSNorm(geometry.hidden, geometry.eps)
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, kv)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
-
-
 def make_target(config: PretrainedConfig) -> Target:
     """Without weights."""
-    geometry, qk_norm = geometry_of(config), config.model_type == "qwen3"
-    return Target(Trunk(geometry, (DecoderLayer(geometry, index, qk_norm) for index in range(len(geometry.layers)))))
+    geometry = geometry_of(config)
+    size = LayerSize(
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        eps=config.rms_norm_eps,
+        qk_norm=config.model_type == "qwen3",
+    )
+    return Target(Trunk(geometry, (DecoderLayer(size, index) for index in range(config.num_hidden_layers))))
 
 
 def own_name(name: str, config: PretrainedConfig) -> str | None:

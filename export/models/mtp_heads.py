@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from pocketdraft.runtime.errors import PocketdraftError
 
-from .attention import KVAccess, attend_grouped, rotary, rotate, split_heads
-from .layers import GatedMLP, RMSNorm, SiLU, linear
+from .attention import KVAccess, rotary
+from .layers import RMSNorm, linear
+from .llama_layer import DecoderLayer, LayerSize
 from .masks import additive_masks, held_positions
 from .mtp_config import MtpHeadsConfig
 
@@ -36,15 +37,9 @@ from .mtp_config import MtpHeadsConfig
 class HeadGeometry:
     """All that the graphs need of a `MtpHeadsConfig`."""
 
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    qk_norm: bool
+    size: LayerSize
     window: int | None  # of sliding attention; None is full
     theta: float
-    eps: float
     hidden_first: bool
 
     @staticmethod
@@ -58,53 +53,21 @@ class HeadGeometry:
                 f"over {partial} of the head; pocketdraft exports those without bias, with silu and default RoPE over "
                 "all of it."
             )
-        return HeadGeometry(
+        size = LayerSize(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
+            eps=config.rms_norm_eps,
             qk_norm=config.use_qk_norm,
+        )
+        return HeadGeometry(
+            size=size,
             window=config.sliding_window,
             theta=rope["rope_theta"],
-            eps=config.rms_norm_eps,
             hidden_first=config.mtp_hidden_states_first,
         )
-
-
-class Attention(nn.Module):
-    def __init__(self, geometry: HeadGeometry, index: int) -> None:
-        super().__init__()
-        self.geometry, self.index = geometry, index
-        size = geometry.head_dim
-        self.q_proj = linear(geometry.hidden, geometry.heads * size)
-        self.k_proj = linear(geometry.hidden, geometry.kv_heads * size)
-        self.v_proj = linear(geometry.hidden, geometry.kv_heads * size)
-        self.o_proj = linear(geometry.heads * size, geometry.hidden)
-        if geometry.qk_norm:
-            self.q_norm, self.k_norm = RMSNorm(size, geometry.eps), RMSNorm(size, geometry.eps)
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
-        size = self.geometry.head_dim
-        query, key, value = (split_heads(project(x), size) for project in (self.q_proj, self.k_proj, self.v_proj))
-        if self.geometry.qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = (rotate(heads.transpose(1, 2), *rope) for heads in (query, key))
-        kv.write(self.index, key, value.transpose(1, 2))
-        return self.o_proj(attend_grouped(query * size**-0.5, mask, kv, self.index))  # type: ignore[no-any-return]
-
-
-class DecoderLayer(nn.Module):
-    def __init__(self, geometry: HeadGeometry, index: int) -> None:
-        super().__init__()
-        self.self_attn = Attention(geometry, index)
-        self.mlp = GatedMLP(geometry.hidden, geometry.intermediate, SiLU())
-        self.input_layernorm = RMSNorm(geometry.hidden, geometry.eps)
-        self.post_attention_layernorm = RMSNorm(geometry.hidden, geometry.eps)
-
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, kv)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
 class MtpHead(nn.Module):
@@ -113,11 +76,11 @@ class MtpHead(nn.Module):
     def __init__(self, geometry: HeadGeometry, index: int = 0) -> None:
         super().__init__()
         self.geometry, self.index = geometry, index
-        hidden, eps = geometry.hidden, geometry.eps
+        hidden, eps = geometry.size.hidden, geometry.size.eps
         self.pre_fc_norm_embedding = RMSNorm(hidden, eps)
         self.pre_fc_norm_hidden = RMSNorm(hidden, eps)
         self.fc = linear(2 * hidden, hidden)
-        self.layers = nn.ModuleList([DecoderLayer(geometry, index)])
+        self.layers = nn.ModuleList([DecoderLayer(geometry.size, index)])
         self.norm = RMSNorm(hidden, eps)
 
     def forward(self, embeddings: Tensor, hidden: Tensor, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
@@ -131,6 +94,6 @@ class MtpHead(nn.Module):
         x = self.fc(torch.cat([before, embedded] if g.hidden_first else [embedded, before], -1))
         held = held_positions(kv.read(self.index)[0].shape[2], mask.shape[-1], kv.last)
         masks = additive_masks(mask, positions, g.window or mask.shape[-1], held)
-        rope = rotary(g.head_dim, g.theta, 1.0, positions)
+        rope = rotary(g.size.head_dim, g.theta, 1.0, positions)
         x = self.layers[0](x, rope, masks["sliding" if g.window else "full"], kv)
         return self.norm(x)  # type: ignore[no-any-return]

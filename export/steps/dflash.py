@@ -57,7 +57,7 @@ def describe(model: DFlash, plan: Plan, target: Target) -> DFlashSpec:
 def steps(model: DFlash, plan: Plan, target: Target, target_kv: KVLayout, operators: Operators) -> list[Step]:
     """`dflash_context_W` for every number of tokens that the target commits at once, and `dflash_draft`."""
     g = model.geometry
-    layout = KVLayout.own(KIND, len(g.kinds), g.kv_heads, g.head_dim, plan.context)
+    layout = KVLayout.own(KIND, len(g.kinds), g.size.kv_heads, g.size.head_dim, plan.context)
 
     def step(role: str, width: int, inputs: list[TensorSpec], outputs: list[TensorSpec], module: nn.Module) -> Step:
         graph = GraphSpec.model_validate(
@@ -73,7 +73,7 @@ def steps(model: DFlash, plan: Plan, target: Target, target_kv: KVLayout, operat
         return Step(graph, module.eval())
 
     widths = sorted({1, *plan.prefill, *plan.verify})
-    size = g.hidden * len(g.taps)
+    size = g.size.hidden * len(g.taps)
     context = _Context(model, layout, operators)
     return [
         *(step("dflash_context", w, [spec("taps", "float32", 1, w, size)], [], context) for w in widths),
@@ -81,10 +81,10 @@ def steps(model: DFlash, plan: Plan, target: Target, target_kv: KVLayout, operat
             "dflash_draft",
             g.block,
             [
-                spec("embeddings", "float32", 1, g.block, g.hidden),
+                spec("embeddings", "float32", 1, g.block, g.size.hidden),
                 spec("mask", "bool", 1, 1, g.block, plan.context),
             ],
-            [spec("activations", "float32", 1, g.block, g.hidden)],
+            [spec("activations", "float32", 1, g.block, g.size.hidden)],
             _Draft(model, layout, operators),
         ),
     ]

@@ -59,7 +59,7 @@ def describe(model: MtpHead, plan: Plan, target: Target) -> MTPHeadsSpec:
 def steps(model: MtpHead, plan: Plan, target: Target, target_kv: KVLayout, operators: Operators) -> list[Step]:
     """`mtp_heads_W` for every number of tokens that the target commits at once; width 1 drafts."""
     g = model.geometry
-    layout = KVLayout.own(KIND, 1, g.kv_heads, g.head_dim, plan.context)
+    layout = KVLayout.own(KIND, 1, g.size.kv_heads, g.size.head_dim, plan.context)
     rows = ("embeddings", "activations")
 
     def step(width: int) -> Step:
@@ -69,13 +69,13 @@ def steps(model: MtpHead, plan: Plan, target: Target, target_kv: KVLayout, opera
             part="mtp_heads",
             width=width,
             inputs=(
-                *(spec(name, "float32", 1, width, g.hidden) for name in rows),
+                *(spec(name, "float32", 1, width, g.size.hidden) for name in rows),
                 spec("input_pos", "int32", width),
                 spec("mask", "bool", 1, 1, width, plan.context),
                 *layout.tensors(),
                 *operators.inputs,
             ),
-            outputs=(spec("activations", "float32", 1, width, g.hidden), *layout.tensors()),
+            outputs=(spec("activations", "float32", 1, width, g.size.hidden), *layout.tensors()),
         )
         return Step(graph, _Head(model, layout, operators).eval())
 

@@ -1,0 +1,64 @@
+"""The decoder layer of Llama's kind, which drafters are built of as well: norms before, SwiGLU, grouped queries.
+
+Parameters have transformers' names. Letters in shapes are those of `attention.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .attention import KVAccess, attend_grouped, rotate, split_heads
+from .layers import GatedMLP, RMSNorm, SiLU, linear
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """`qk_norm` says that queries and keys of each head are normed."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+    qk_norm: bool
+
+
+class Attention(nn.Module):
+    """`index` is the layer whose K/V it writes and reads."""
+
+    def __init__(self, size: LayerSize, index: int) -> None:
+        super().__init__()
+        self.index, self.head_dim, self.scale = index, size.head_dim, size.head_dim**-0.5
+        self.q_proj = linear(size.hidden, size.heads * size.head_dim)
+        self.k_proj = linear(size.hidden, size.kv_heads * size.head_dim)
+        self.v_proj = linear(size.hidden, size.kv_heads * size.head_dim)
+        self.o_proj = linear(size.heads * size.head_dim, size.hidden)
+        self.q_norm = RMSNorm(size.head_dim, size.eps) if size.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(size.head_dim, size.eps) if size.qk_norm else nn.Identity()
+
+    def remember(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVAccess) -> None:
+        """Writes K/V of x [1, T, D]."""
+        key = rotate(self.k_norm(split_heads(self.k_proj(x), self.head_dim)).transpose(1, 2), *rope)
+        kv.write(self.index, key, split_heads(self.v_proj(x), self.head_dim).transpose(1, 2))
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
+        """[1, T, D] -> [1, T, D] under the additive mask [1, 1, T, S]."""
+        self.remember(x, rope, kv)
+        query = rotate(self.q_norm(split_heads(self.q_proj(x), self.head_dim)).transpose(1, 2), *rope)
+        return self.o_proj(attend_grouped(query * self.scale, mask, kv, self.index))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, size: LayerSize, index: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(size, index)
+        self.mlp = GatedMLP(size.hidden, size.intermediate, SiLU())
+        self.input_layernorm = RMSNorm(size.hidden, size.eps)
+        self.post_attention_layernorm = RMSNorm(size.hidden, size.eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, kv)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
