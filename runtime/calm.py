@@ -206,10 +206,15 @@ def _binomial_cdf(successes: int, trials: int, chance: float) -> float:
     return min(1.0, math.fsum(math.exp(value) for value in logs))
 
 
-def _check(rules: Sequence[ExitRule], losses: Floats, texts: int, delta: float, epsilon: float) -> None:
+def check_levels(delta: float, epsilon: float) -> None:
+    """Raises PocketdraftError for what is no share."""
     for name, level in (("delta", delta), ("epsilon", epsilon)):
         if not 0.0 < level < 1.0:
             raise PocketdraftError(f"The calibration's {name} is {level}; give one between 0 and 1.")
+
+
+def _check(rules: Sequence[ExitRule], losses: Floats, texts: int, delta: float, epsilon: float) -> None:
+    check_levels(delta, epsilon)
     if not rules or not texts or losses.shape != (len(rules), texts):
         raise PocketdraftError(
             f"The calibration has losses {list(losses.shape)} for {len(rules)} rules and {texts} texts; "

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from . import cli_checks, terminal
+from .cli_calm import calm
 from .cli_export import export, plan
 from .cli_numbers import Prompts, bench, embedded_prompts, profile, tune
 from .cli_prepare import adapt, calibrate, mix
@@ -36,6 +37,7 @@ app.command()(serve)
 app.command()(bench)
 app.command()(profile)
 app.command()(tune)
+app.command()(calm)
 app.command()(report)
 app.command()(sweep)
 app.command("import")(import_results)

@@ -7,13 +7,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import n_best, terminal
+from .calm import Calibration, divergence
 from .chat import Chat
 from .chat_template import open_template
 from .constraints import open_grammars
@@ -21,6 +22,7 @@ from .draft_length import Confident, Drafts
 from .drafters import default_rule
 from .engine import Engine, open_engine
 from .errors import PocketdraftError
+from .leaving import LeavingTarget
 from .options import Bundle, Json, Quiet, Threads, at_least, one_constraint, start
 from .sampler import Rule, Sampler
 from .sampling import Sampling
@@ -73,6 +75,9 @@ def run(
     regex: Annotated[str | None, typer.Option(help="Text that matches, all of it.")] = None,
     grammar: Annotated[Path | None, typer.Option(help="Text of the Lark grammar in this file.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be repeated.")] = None,
+    calm: Annotated[
+        bool, typer.Option("--calm", help="Let sure tokens leave early, as `pocketdraft calm` certified; lossy.")
+    ] = False,
     threads: Threads = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -86,6 +91,9 @@ def run(
     at_least(1, max_tokens=max_tokens, n=n)
     at_least(0, threads=threads)
     constraint = one_constraint(json_schema, regex, grammar)
+    if calm and (drafter not in (None, "none") or n > 1 or score):
+        raise PocketdraftError("--calm decodes one text without drafts; leave --drafter, --n and --score out.")
+    drafter = "none" if calm else drafter
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     _sampler(sampling, rule, *start(None, drafter, drafts))  # what cannot be is refused before anything is opened
     scorer = None
@@ -105,7 +113,8 @@ def run(
         found = n_best.candidates(sequences, lambda: tokenizer.output(stop or ()), scorer)
         _run_several(found, n, score, quiet, as_json)
         return
-    session, text = open_session(engine, method, count, target, sampler), ""
+    leaving = _leaving(engine) if calm else None
+    session, text = open_session(engine, method, count, leaving or target, sampler), ""
     drafted: list[int] = []
     for emitted in session.generate(ids, max_tokens, output.feed):
         drafted.extend(emitted.tokens)
@@ -123,7 +132,25 @@ def run(
         "drafted_tokens_per_s": round(session.stats.tokens_per_s, 1),
         "stats": session.stats.to_json(),
     }
+    if leaving:
+        result["calm"] = {
+            "left_early": round(leaving.left / max(1, leaving.asked), 3),
+            "divergence": round(divergence(drafted, plain_tokens), 3),
+            **asdict(_certified(engine)),
+        }
     print(json.dumps(result)) if as_json else report.print_run(result, quiet)
+
+
+def _leaving(engine: Engine) -> LeavingTarget:
+    return LeavingTarget(engine, _certified(engine).rule)
+
+
+def _certified(engine: Engine) -> Calibration:
+    if engine.manifest.calm is None:
+        raise PocketdraftError(
+            "--calm is given, nothing was certified for the bundle; run `pocketdraft calm` on it before."
+        )
+    return engine.manifest.calm
 
 
 def chat(

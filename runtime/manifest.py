@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
+from .calm import Calibration
 from .drafter_specs import DrafterSpecs, Frozen
 from .errors import PocketdraftError, first_fault
 
@@ -185,7 +186,10 @@ class Tuned(Frozen):
 
 
 class Manifest(Frozen):
-    """Everything a runtime must know to run the bundle. `files` covers every byte but this file's own."""
+    """Everything a runtime must know to run the bundle. `files` covers every byte but this file's own.
+
+    `calm` is what `pocketdraft calm` certified: lossy, and nothing that a runtime does unasked.
+    """
 
     format_version: int
     backend: Backend
@@ -202,6 +206,7 @@ class Manifest(Frozen):
     versions: dict[str, str]
     files: dict[str, FileEntry]
     tuned: Tuned | None = None
+    calm: Calibration | None = None
 
     def graphs_of(self, role: str) -> list[GraphSpec]:
         """The graphs with this role, narrowest first."""

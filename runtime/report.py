@@ -54,15 +54,25 @@ def print_run(result: dict[str, Any], quiet: bool) -> None:
         return
     stats, ratio = result["stats"], result["drafted_tokens_per_s"] / result["plain_tokens_per_s"]
     console = Console(stderr=True)
-    table = Table("", "plain", result["drafter"])
+    table = Table("", "plain", "calm" if "calm" in result else result["drafter"])
     table.add_row(
         "tokens/s", f"{result['plain_tokens_per_s']:.0f}", f"{result['drafted_tokens_per_s']:.0f} ({ratio:.2f}x)"
     )
     table.add_row("accepted per round", "", f"{stats['accepted_per_round']:.2f}")
     table.add_row("rounds", str(stats["emitted"]), str(stats["rounds"]))
     same = {True: "yes", False: "[bold red]NO[/]", None: "drawn anew"}
-    table.add_row("same tokens", "", same[result["identical"]])
+    calm = result.get("calm")
+    if calm is None:
+        table.add_row("same tokens", "", same[result["identical"]])
+        console.print(table)
+        return
+    table.add_row("left early", "", f"{calm['left_early']:.0%}")
+    table.add_row("differs by", "", f"{calm['divergence']:.2f}")
     console.print(table)
+    console.print(
+        f"Lossy: {calm['consistency']} risk <= {calm['delta']:g} with probability {1 - calm['epsilon']:g}, measured "
+        f"{calm['risk']:.3f} on {calm['texts']} texts ({calm['texts_sha256'][:12]})."
+    )
 
 
 def summarize(found: Sequence[BundleBench]) -> dict[str, Any]:

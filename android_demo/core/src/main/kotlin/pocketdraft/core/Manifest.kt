@@ -104,6 +104,7 @@ class Manifest private constructor(val folder: File, root: Record) {
         root.raw("versions")
         defaultDrafter = if (root.record("drafters").isNull("mtp")) "prompt_lookup" else "mtp"
         root.textOrNull("device")
+        root.isNull("calm") // lossy, and not for the phone yet
         with(root.record("tokens")) {
             bos = intOrNull("bos")
             stop = ints("stop")

@@ -1,0 +1,50 @@
+"""`pocketdraft calm`: how early tokens may leave, certified on texts. Lossy: nothing does unless `run --calm` asks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import terminal
+from .engine import open_engine
+from .leaving import certify, write_calm
+from .options import Bundle, Json, Quiet, Threads, at_least
+from .prompts import read_prompts
+from .text import Tokenizer
+
+
+def calm(
+    bundle: Bundle,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; default: the embedded set.")] = None,
+    delta: Annotated[float, typer.Option(help="The most that texts may differ by on average, 0 to 1.")] = 0.1,
+    epsilon: Annotated[float, typer.Option(help="The chance that they differ by more.")] = 0.05,
+    per_domain: Annotated[int, typer.Option(help="Prompts taken of each domain.")] = 16,
+    max_tokens: Annotated[int, typer.Option(help="Tokens generated per prompt.")] = 48,
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Certify how early tokens may leave the target (CALM), and write that into the bundle for `run --calm`.
+
+    Lossy: the text changes, by no more than --delta on average with probability 1 - --epsilon.
+    """
+    from .cli_numbers import embedded_prompts
+
+    at_least(1, per_domain=per_domain, max_tokens=max_tokens)
+    at_least(0, threads=threads)
+    with terminal.progress(quiet or as_json) as advance:
+        engine = open_engine(bundle, threads)
+        tokenizer = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
+        texts = [tokenizer.encode(prompt.text) for prompt in read_prompts(prompts or embedded_prompts(), per_domain)]
+        found, share = certify(
+            engine, texts, max_tokens, delta, epsilon, lambda done, of: advance("Trying thresholds", done, of)
+        )
+    write_calm(bundle, None if found.rule.never else found)
+    if as_json:
+        print(json.dumps(asdict(found) | {"left_early": share}))
+    else:
+        print(f"{found.sentence} {share:.0%} of the tokens left early.")
