@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import KVSteps
+from pocketdraft.runtime.graphs import KVSteps
 
 from . import sizes
 from .checkpoint import read_config

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pocketdraft.runtime.manifest import KVSteps
+from pocketdraft.runtime.graphs import KVSteps
 
 from .step import Operators, StepKV
 from .stored import Stored

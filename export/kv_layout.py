@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pocketdraft.runtime.manifest import KVLayer, KVSteps, TensorSpec
+from pocketdraft.runtime.graphs import KVLayer, KVSteps, TensorSpec
 
 from .models.decoder import Geometry
 

@@ -16,13 +16,13 @@ from torch import nn
 
 from pocketdraft.quantize.weights import WeightError, check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.graphs import KVSteps
 from pocketdraft.runtime.manifest import (
     ERRORS_NAME,
     FORMAT_VERSION,
     MANIFEST_NAME,
     TOKENIZER_NAME,
     FileEntry,
-    KVSteps,
     Manifest,
     Source,
     Sources,

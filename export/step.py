@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
+from pocketdraft.runtime.graphs import GraphSpec, TensorSpec
 
 ROWS = ("activations", "taps", "exit_states")  # inputs [1, T, size] that graphs before have made
 DTYPES = {"float32": torch.float32, "int32": torch.int32, "int8": torch.int8, "bool": torch.bool}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .manifest import GraphSpec
+from .graphs import GraphSpec
 
 Rows = npt.NDArray[Any]
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .engine import Engine
-from .manifest import GraphSpec, Manifest
+from .graphs import GraphSpec
+from .manifest import Manifest
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 DRAFT_STEPS = 4

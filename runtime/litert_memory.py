@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import PocketdraftError
-from .manifest import TensorSpec
+from .graphs import TensorSpec
 
 
 def view(buffer: Any, spec: TensorSpec) -> npt.NDArray[Any]:

@@ -52,7 +52,8 @@ from pydantic import (
 
 from .errors import PocketdraftError, first_fault
 from .files import write_whole
-from .manifest import Backend, Manifest, Role
+from .graphs import Role
+from .manifest import Backend, Manifest
 
 FORMAT_VERSION = 1
 

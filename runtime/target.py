@@ -16,7 +16,7 @@ from .cost import Times
 from .draft_length import Experience
 from .engine import Arrays, Engine
 from .errors import PocketdraftError
-from .manifest import GraphSpec
+from .graphs import GraphSpec
 from .proposal import Proposal
 
 Floats = npt.NDArray[np.float32]

@@ -20,7 +20,8 @@ from . import host
 from .clock import now
 from .engine import Arrays, Engine
 from .errors import PocketdraftError
-from .manifest import GraphSpec, Manifest
+from .graphs import GraphSpec
+from .manifest import Manifest
 from .profile import GraphTiming, HostTiming, Profile, Speed, files_digest
 from .target import Target
 

@@ -16,8 +16,8 @@ from pocketdraft.runtime.manifest import open_bundle
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "bundles"
 # Whatever a bundle may depend on.
-SOURCES = ("export", "quantize", "constraints.txt", "runtime/manifest.py", "runtime/drafter_specs.py")
-SOURCES += ("runtime/text.py", "runtime/chat_template.py", "runtime/chat_turns.py")
+SOURCES = ("export", "quantize", "constraints.txt", "runtime/manifest.py", "runtime/graphs.py")
+SOURCES += ("runtime/drafter_specs.py", "runtime/text.py", "runtime/chat_template.py", "runtime/chat_turns.py")
 SOURCES += ("tests/conftest.py", "tests/small_sizes.py")
 
 

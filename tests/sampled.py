@@ -17,7 +17,7 @@ from pocketdraft.runtime.draft_length import Confident, DraftLength, Fixed
 from pocketdraft.runtime.drafters import Drafter
 from pocketdraft.runtime.drafters.mtp import MTPDrafter
 from pocketdraft.runtime.drafters.prompt_lookup import PromptLookup
-from pocketdraft.runtime.manifest import GraphSpec
+from pocketdraft.runtime.graphs import GraphSpec
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.sampler import GREEDY, Sampler
 from pocketdraft.runtime.sampling import Sampling

@@ -17,17 +17,8 @@ from typing import Any
 import numpy as np
 
 from pocketdraft.runtime.drafter_specs import DrafterSpecs, MTPSpec
-from pocketdraft.runtime.manifest import (
-    FORMAT_VERSION,
-    FileEntry,
-    GraphSpec,
-    KVLayer,
-    Manifest,
-    Part,
-    Source,
-    Sources,
-    Tokens,
-)
+from pocketdraft.runtime.graphs import GraphSpec, KVLayer
+from pocketdraft.runtime.manifest import FORMAT_VERSION, FileEntry, Manifest, Part, Source, Sources, Tokens
 
 VOCABULARY = 12
 PARTS = ("target", "drafter", "embedder", "per_layer_embedder")

@@ -19,7 +19,8 @@ from pocketdraft.runtime.drafter_specs import (
     EarlyExitSpec,
     MTPHeadsSpec,
 )
-from pocketdraft.runtime.manifest import GraphSpec, Manifest, Part
+from pocketdraft.runtime.graphs import GraphSpec
+from pocketdraft.runtime.manifest import Manifest, Part
 
 BLOCK, MASK_TOKEN = 6, VOCABULARY - 1
 OWN = ("dflash", "mtp_heads", "draft_model", "early")

@@ -13,7 +13,8 @@ from pocketdraft.export.rungs import rungs
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.engine import open_engine
-from pocketdraft.runtime.manifest import SLOTS_NAME, read
+from pocketdraft.runtime.graphs import SLOTS_NAME
+from pocketdraft.runtime.manifest import read
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.target import Target

@@ -21,7 +21,7 @@ from pocketdraft.export.step import Plain, StepKV
 from pocketdraft.quantize.recipe import load
 from pocketdraft.runtime.engine import open_engine
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import KVSteps
+from pocketdraft.runtime.graphs import KVSteps
 from pocketdraft.runtime.validate import validate
 
 HEADS, SLOTS, SIZE, ROWS = 2, 16, 8, 3

@@ -18,7 +18,7 @@ from pocketdraft.export.stored import stored_in
 from pocketdraft.export.tflite import fill
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import round_trip
-from pocketdraft.runtime.manifest import GraphSpec
+from pocketdraft.runtime.graphs import GraphSpec
 
 FLOAT = Rule(weights="*", dtype="float32")
 

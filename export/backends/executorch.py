@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import quantize
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import DELEGATION_NAME, KV_READER, Part
+from pocketdraft.runtime.graphs import KV_READER
+from pocketdraft.runtime.manifest import DELEGATION_NAME, Part
 
 from ..checkpoint import Checkpoint
 from ..models.layers import GELU, RMSNorm

@@ -23,7 +23,8 @@ from torch.func import functional_call
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import round_trip
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import SLOTS_NAME, Part, sha256
+from pocketdraft.runtime.graphs import SLOTS_NAME
+from pocketdraft.runtime.manifest import Part, sha256
 
 from .. import litertlm
 from ..cache import key_of

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import quantize
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import PRESENT, Part
+from pocketdraft.runtime.graphs import PRESENT
+from pocketdraft.runtime.manifest import Part
 
 from ..checkpoint import Checkpoint
 from ..models.layers import RMSNorm

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from pocketdraft.runtime.drafter_specs import DFlashSpec
-from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
+from pocketdraft.runtime.graphs import GraphSpec, TensorSpec
 
 from ..checkpoint import Checkpoint
 from ..kv_int8 import open_kv

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from transformers import PretrainedConfig
 
 from pocketdraft.runtime.drafter_specs import DraftModelSpec
-from pocketdraft.runtime.manifest import GraphSpec
+from pocketdraft.runtime.graphs import GraphSpec
 
 from ..checkpoint import Checkpoint
 from ..families import family_of, make_target, target_types

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from pocketdraft.runtime.drafter_specs import EarlyExitSpec
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import GraphSpec
+from pocketdraft.runtime.graphs import GraphSpec
 
 from ..checkpoint import Checkpoint
 from ..kv_int8 import open_kv

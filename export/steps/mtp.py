@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from pocketdraft.runtime.drafter_specs import MTPSpec
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.manifest import GraphSpec
+from pocketdraft.runtime.graphs import GraphSpec
 
 from ..checkpoint import Checkpoint
 from ..families import geometry_of

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pocketdraft.runtime.manifest import GraphSpec, TensorSpec
+from pocketdraft.runtime.graphs import GraphSpec, TensorSpec
 
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout

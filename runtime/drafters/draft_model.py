@@ -18,7 +18,8 @@ from ..context import Context
 from ..draft_length import EarlyStop
 from ..drafter_specs import DraftModelSpec
 from ..engine import Arrays, Engine
-from ..manifest import KVLayer, Manifest
+from ..graphs import KVLayer
+from ..manifest import Manifest
 from ..proposal import NOTHING, Proposal
 from ..sampler import GREEDY, Sampler
 from ..target import Prefilled, Target, Verified

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from ..engine import Arrays
 from ..errors import PocketdraftError
-from ..manifest import KV_READER, Manifest
+from ..graphs import KV_READER
+from ..manifest import Manifest
 
 
 class KVProgram:

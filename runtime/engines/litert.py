@@ -21,8 +21,9 @@ import numpy.typing as npt
 from ..compaction import compact
 from ..engine import Arrays
 from ..errors import PocketdraftError
+from ..graphs import SLOTS_NAME, GraphSpec
 from ..litert_memory import view
-from ..manifest import SLOTS_NAME, GraphSpec, Manifest, Part
+from ..manifest import Manifest, Part
 
 
 @dataclass

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from ..compaction import compact
 from ..engine import Arrays
 from ..errors import PocketdraftError
-from ..manifest import PRESENT, GraphSpec, Manifest
+from ..graphs import PRESENT, GraphSpec
+from ..manifest import Manifest
 
 
 @dataclass

@@ -23,7 +23,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from pocketdraft.export.tiny import TARGET_DIR
 from pocketdraft.runtime.accept import accept
 from pocketdraft.runtime.draft_length import Scheduled
-from pocketdraft.runtime.manifest import GraphSpec, Manifest, TensorSpec
+from pocketdraft.runtime.graphs import GraphSpec, TensorSpec
+from pocketdraft.runtime.manifest import Manifest
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.sampler import Rule, Sampler
 from pocketdraft.runtime.sampling import Sampling

@@ -1,0 +1,94 @@
+"""What a bundle says of its graphs: what each is for, its tensors by name, and how K/V are laid out."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import PositiveInt
+
+from .drafter_specs import Frozen
+
+PRESENT = "present."  # before the name of K/V that an ONNX graph gives back: an output cannot be called as an input
+KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of decode's inputs
+SLOTS_NAME = "param_tensor"  # int32 [1, 1, 1, 7] on GPU graphs: first slot, end, end and four zeros
+TargetRole = Literal["prefill", "decode", "verify", "embed", "embed_per_layer", "head"]
+DrafterRole = Literal[
+    "draft",  # MTP's
+    "dflash_context",
+    "dflash_draft",
+    "exit_draft",
+    "exit_head",
+    "exit_verify",
+    "mtp_heads",
+    "model_prefill",
+    "model_decode",
+    "model_embed",
+    "model_embed_per_layer",
+]
+Role = TargetRole | DrafterRole
+PartName = Literal[
+    "target",
+    "embedder",
+    "per_layer_embedder",
+    "drafter",  # MTP's
+    "dflash",
+    "mtp_heads",
+    "draft_model",
+    "draft_model_embedder",
+    "draft_model_per_layer_embedder",
+]
+
+
+class TensorSpec(Frozen):
+    """A graph's input or output. Names are LiteRT-LM's on every backend (`embeddings`, `kv_cache_k_3`...).
+
+    K/V that a drafter owns are named after it, `dflash_kv_cache_k_0`; those without are the target's.
+    """
+
+    name: str
+    dtype: Literal["float32", "float16", "int32", "int8", "bool"]
+    shape: tuple[int, ...]
+
+    @property
+    def is_kv(self) -> bool:
+        return "kv_cache_" in self.name
+
+
+class GraphSpec(Frozen):
+    """One graph. `width` is T, the tokens per call; `part` says which section of the bundle holds it."""
+
+    name: str
+    role: Role
+    part: PartName
+    width: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def family(self) -> str:
+        """Graphs that differ in width only. Where widths are symbolic (ExecuTorch, ONNX), a family is one graph."""
+        return "target" if self.role in ("decode", "verify") else self.role
+
+
+class KVSteps(NamedTuple):
+    """What a level of int8 keys and values is worth."""
+
+    keys: float
+    values: float
+
+
+class KVLayer(Frozen):
+    """A target layer that owns keys and values. K is [1, heads, slots, head_dim], V [1, heads, head_dim, slots].
+
+    Both are float32 if `steps` is None, else int8.
+
+    `slots` None is one a position of the context. Else the layer is a ring: position p lies in slot p modulo
+    `slots`, which are so many that no call overwrites what a later one may look back at.
+    """
+
+    layer: int
+    kind: Literal["full", "sliding"]
+    heads: int
+    head_dim: int
+    slots: PositiveInt | None = None
+    steps: KVSteps | None = None
