@@ -30,13 +30,16 @@ def prompts() -> list[list[int]]:
 @pytest.fixture(scope="module")
 def eager() -> Engine:
     files = [Checkpoint.open(folder) for folder in (TARGET_DIR, *EMBEDDED.values())]
-    return eager_pair(*files, context=256, drafts=4)
+    return eager_pair(*files, context=256, drafts=8)
 
 
-def generated(engine: Engine, drafter: str, prompts: list[list[int]], sampler: Sampler) -> tuple[list, float]:
+def generated(
+    engine: Engine, drafter: str, prompts: list[list[int]], sampler: Sampler, drafts: int = 4
+) -> tuple[list, float]:
+    """Texts, and accepted drafts a round."""
     target, texts, accepted, rounds = Target(engine), [], 0, 0
     for number, prompt in enumerate(prompts):
-        session = open_session(engine, drafter, 4, target, sampler.sample(number))
+        session = open_session(engine, drafter, drafts, target, sampler.sample(number))
         texts.append([token for emitted in session.generate(prompt, BUDGET) for token in emitted.tokens])
         session.stats.check()
         accepted, rounds = accepted + session.stats.accepted, rounds + session.stats.rounds
@@ -58,6 +61,16 @@ def test_every_drafter_gives_the_tokens_of_plain_decoding(eager, prompts, sampli
 @pytest.mark.parametrize("drafter", KINDS)
 def test_the_embedded_drafters_are_accepted(eager, prompts, drafter):
     assert generated(eager, drafter, prompts, Sampler(Sampling()))[1] > FEWEST[drafter]
+
+
+@pytest.mark.parametrize("domain", ["code", "en", "es", "json"])
+def test_the_best_tree_is_accepted_no_less_than_the_chain_of_as_many_nodes(eager, domain):
+    tokenizer = Tokenizer(TARGET_DIR / "tokenizer.json", eager.manifest.tokens.bos)
+    own = [tokenizer.encode(prompt.text) for prompt in read_prompts(PROMPTS_FILE, 4) if prompt.domain == domain]
+    chain, tree = (
+        generated(eager, drafter, own, Sampler(Sampling()), drafts=8)[1] for drafter in ("dflash", "dflash_tree")
+    )
+    assert tree >= chain
 
 
 @pytest.mark.slow
