@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import quantize
+from pocketdraft.runtime.compaction import SLOT_AXES
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.graphs import KV_READER
+from pocketdraft.runtime.graphs import KV_MOVER, KV_READER
 from pocketdraft.runtime.manifest import DELEGATION_NAME, Part
 
 from ..checkpoint import Checkpoint
@@ -100,6 +101,9 @@ def write(
     for index, (family, step) in enumerate(chosen.items()):
         progress(f"Tracing {family}", index, len(chosen) + 1)
         programs[family] = _trace(Method(step, kv).eval())
+    mover = KVMover(kv, chosen["target"], max(plan.verify) - 1)
+    rows = torch.zeros(mover.rows, dtype=torch.int64)
+    programs[KV_MOVER] = torch.export.export(mover, (rows, rows.clone()), strict=False)
     programs[KV_READER] = torch.export.export(KVReader(kv, chosen["target"]), (torch.zeros(1),), strict=False)
     progress("Lowering", len(chosen), len(chosen) + 1)
     edge = _delegate(programs)
@@ -189,6 +193,24 @@ class KVReader(nn.Module):
     def forward(self, zero: Tensor) -> tuple[Tensor, ...]:
         buffers = (getattr(self.kv, name) for name in self.names)
         return tuple(buffer + zero.to(buffer.dtype) for buffer in buffers)
+
+
+class KVMover(nn.Module):
+    """Moves so many rows of the target's K/V; see `runtime.engine.Engine.compact`."""
+
+    def __init__(self, kv: KVBuffers, target: Step, rows: int) -> None:
+        super().__init__()
+        self.kv, self.rows = kv, rows
+        names = [tensor.name for tensor in target.spec.inputs if tensor.is_kv]
+        self.axes = {name: SLOT_AXES[name.rpartition("_")[0]] for name in names}
+
+    def forward(self, sources: Tensor, places: Tensor) -> Tensor:
+        for name, axis in self.axes.items():
+            buffer = getattr(self.kv, name)
+            slots = buffer.shape[axis]
+            moved = buffer.index_select(axis, sources % slots)
+            buffer.index_copy_(axis, places % slots, moved)
+        return sources + 0  # a method must give something
 
 
 class Method(nn.Module):

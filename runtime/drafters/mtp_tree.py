@@ -4,7 +4,7 @@ A recurrent drafter pays a call for each node with children. Its logits hold the
 so they become leaves along the chain, each worth a token where the target takes it instead. Which of them, and how
 long a chain they are worth, follows from how often each choice was the right one where the drafter was as sure.
 
-An engine that takes no trees (ExecuTorch) gets the plain MTP chain.
+An engine that takes no trees gets the plain MTP chain.
 """
 
 from __future__ import annotations

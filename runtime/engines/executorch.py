@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..engine import Arrays
 from ..errors import PocketdraftError
-from ..graphs import KV_READER
+from ..graphs import KV_MOVER, KV_READER
 from ..manifest import Manifest
 
 
@@ -30,8 +30,6 @@ class KVProgram:
 
 class ExecuTorchEngine:
     """See `runtime.engine.Engine`. Not thread-safe; the number of threads is one for the whole process."""
-
-    takes_trees = False  # a program's buffers cannot be written from outside, so rows cannot be moved
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
         import executorch.kernels.quantized  # noqa: F401 (registers the kernels of quantized embeddings)
@@ -47,6 +45,9 @@ class ExecuTorchEngine:
             portable_lib._unsafe_reset_threadpool(threads)
         self._first = self._load()  # serves the embedders, and the first sequence
         self._idle = [self._first]
+        self._rows = manifest.graphs_of("verify")[-1].width - 1
+        # A program's buffers cannot be written from outside: it takes a method of its own.
+        self.takes_trees = KV_MOVER in self._first.method_names
 
     def new_cache(self) -> KVProgram:
         cache = KVProgram(self._idle.pop() if self._idle else self._load())
@@ -57,7 +58,12 @@ class ExecuTorchEngine:
         """A program's buffers cannot be written from outside."""
 
     def compact(self, cache: KVProgram, sources: Sequence[int], start: int) -> None:
-        raise AssertionError("ExecuTorch verifies chains only: there is nothing to compact")
+        places = list(range(start, start + len(sources)))
+        # As many as the method takes: a row that is moved twice to one place is moved once.
+        padding = self._rows - len(places)
+        pairs = [*sources, *[sources[0]] * padding], [*places, *[start] * padding]
+        given = [self._torch.tensor(one, dtype=self._torch.int64) for one in pairs]
+        cache.program.load_method(KV_MOVER).execute(given)
 
     def run(self, graph: str, inputs: Arrays, cache: KVProgram | None = None) -> dict[str, npt.NDArray[Any]]:
         spec = self._graphs[graph]
