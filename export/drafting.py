@@ -93,7 +93,9 @@ def all_steps(
     steps = target_steps(target, layout, plan.prefill, plan.verify, operators, wants)
     for kind, model in models.items():
         steps += _file(kind).steps(model, plan, target, layout, operators)
-    return [*steps, *embedder_steps(target)]
+    steps += embedder_steps(target)
+    parts = list(dict.fromkeys(step.spec.part for step in steps))  # some drafters' graphs lie in the target's part
+    return sorted(steps, key=lambda step: parts.index(step.spec.part))
 
 
 def describe(plan: Plan, target: Target, drafters: Mapping[str, nn.Module]) -> DrafterSpecs:

@@ -191,7 +191,7 @@ class EveryDrafter(ScriptedEngine):
             wrong = [at for at in range(self.known_from, position + 1) if not padding and text[at + 1] != own[at]]
             assert set(wrong) <= {self.join}, "hidden state or K/V of another context"
             made.append(self._remember(text, text))
-        return {"activations": np.array(made, np.float32)[None, :, None]}
+        return {"projected_activations": np.array(made, np.float32)[None, :, None]}
 
     # --- early exit
 

@@ -75,7 +75,7 @@ def steps(model: MtpHead, plan: Plan, target: Target, target_kv: KVLayout, opera
                 *layout.tensors(),
                 *operators.inputs,
             ),
-            outputs=(spec("activations", "float32", 1, width, g.size.hidden), *layout.tensors()),
+            outputs=(spec("projected_activations", "float32", 1, width, g.size.hidden), *layout.tensors()),
         )
         return Step(graph, _Head(model, layout, operators).eval())
 
@@ -93,4 +93,4 @@ class _Head(nn.Module):
         start, last = input_pos[:1], input_pos[-1:]
         kv = open_kv((), kv_cache, start, last, mask.shape[-1], self.operators, self.owner)
         hidden = self.model(embeddings, activations, input_pos, mask, kv)
-        return {"activations": hidden, **kv.tensors}
+        return {"projected_activations": hidden, **kv.tensors}

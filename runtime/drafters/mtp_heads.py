@@ -85,7 +85,7 @@ class MTPHeadsDrafter:
             mask = place["mask"].copy()
             mask[..., :unknown] = False
             inputs = {"embeddings": tokens, "activations": states, "input_pos": place["input_pos"], "mask": mask}
-            output = self._target.engine.run(graph.name, inputs, self._cache.handle)["activations"]
+            output = self._target.engine.run(graph.name, inputs, self._cache.handle)["projected_activations"]
             state = output[:, real - 1 : real]
         return state
 
