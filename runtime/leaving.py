@@ -17,8 +17,7 @@ from .calm import Calibration, ExitRule, calibrate, check_levels, divergence, ga
 from .drafter_specs import EarlyExitSpec
 from .engine import Engine
 from .errors import PocketdraftError
-from .files import write_whole
-from .manifest import MANIFEST_NAME, Manifest, read
+from .manifest import Manifest, change
 from .proposal import NOTHING, Proposal
 from .session import open_session
 from .target import Prefilled, Target, Verified
@@ -97,10 +96,8 @@ def certify(
 
 
 def write_calm(bundle: Path, calm: Calibration | None) -> Manifest:
-    """Into the bundle's manifest, which is exchanged as a whole. None takes it back."""
-    manifest = read(bundle).model_copy(update={"calm": calm})
-    write_whole(bundle / MANIFEST_NAME, manifest.dump())
-    return manifest
+    """Into the bundle's manifest. None takes it back."""
+    return change(bundle, {"calm": calm})
 
 
 def _text(target: Target, prompt: Sequence[int], budget: int) -> list[int]:

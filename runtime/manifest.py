@@ -18,6 +18,7 @@ The reader owns the format: `export` imports this module and fills it in.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -26,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, Validat
 from .calm import Calibration
 from .drafter_specs import DrafterSpecs, Frozen
 from .errors import PocketdraftError, first_fault
+from .files import write_whole
 from .graphs import GraphSpec, KVLayer, TensorSpec
 
 FORMAT_VERSION = 2
@@ -197,6 +199,13 @@ def read(folder: Path) -> Manifest:
     for name in manifest.files:
         _inside(folder, name)
     _check_consistency(path, manifest)
+    return manifest
+
+
+def change(folder: Path, fields: Mapping[str, object]) -> Manifest:
+    """Writes the bundle's manifest with these values, exchanged as a whole. Raises PocketdraftError."""
+    manifest = read(folder).model_copy(update=dict(fields))
+    write_whole(folder / MANIFEST_NAME, manifest.dump())
     return manifest
 
 

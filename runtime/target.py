@@ -52,6 +52,7 @@ class Target:
         self._prefills = manifest.graphs_of("prefill")
         self._verifies = [*manifest.graphs_of("decode"), *manifest.graphs_of("verify")]
         self.experience = Experience(Times([graph.width for graph in self._verifies]))
+        self._early = next(iter(manifest.graphs_of("exit_draft")), None)
         self._late_verifies = manifest.graphs_of("exit_verify")
         self._widest = max(graph.width for graph in (*self._prefills, *self._verifies))
         self._ring = min((layer.slots for layer in manifest.kv if layer.slots), default=self.context_length)
@@ -141,11 +142,11 @@ class Target:
     def draft_early(self, cache: Cache, token: int, ahead: int) -> Floats:
         """The state [1, 1, D] of a token after the layers that draft, `ahead` slots after the committed ones, where
         those layers' K/V is written; a verify of these states runs the other layers only."""
-        (graph,) = self.engine.manifest.graphs_of("exit_draft")
+        assert self._early, "the bundle has no early exit"
         start = cache.length + ahead
         cache.written = max(cache.written, start + 1)
         inputs = {**self._embedded(token), **self.positions(start, 1)}
-        return self.engine.run(graph.name, inputs, cache.handle)["exit_states"]
+        return self.engine.run(self._early.name, inputs, cache.handle)["exit_states"]
 
     @property
     def takes_trees(self) -> bool:

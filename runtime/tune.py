@@ -15,9 +15,8 @@ from .benchmark import Task, measured_profile, open_cold, survey_all
 from .cost import RoundCost
 from .draft_length import DraftLength, EarlyStop, Fixed, Never, Scheduled
 from .errors import PocketdraftError
-from .files import write_whole
 from .lengths import Progress
-from .manifest import MANIFEST_NAME, Manifest, Tuned, TunedSchedule, read
+from .manifest import Manifest, Tuned, TunedSchedule, change
 from .profile import Profile, files_digest
 from .schedule import Judged, Schedule, best
 from .survey import Surveyed, play
@@ -124,10 +123,8 @@ def tune(bundle: Path, task: Task, profile: Profile | None, advance: Progress) -
 
 
 def write_choice(bundle: Path, tuned: Tuned | None) -> Manifest:
-    """Into the bundle's manifest, which is exchanged as a whole. None takes a choice back."""
-    manifest = read(bundle).model_copy(update={"tuned": tuned})
-    write_whole(bundle / MANIFEST_NAME, manifest.dump())
-    return manifest
+    """Into the bundle's manifest. None takes a choice back."""
+    return change(bundle, {"tuned": tuned})
 
 
 def _candidate(drafter: str, drafts: int, table: Schedule | None, texts: Texts, cost: RoundCost) -> Candidate:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pocketdraft.runtime.compaction import compact
 from pocketdraft.runtime.manifest import Manifest
 
-from ..step import Step
+from ..step import DTYPES, Step
 
 KV = dict[str, Tensor]
 
@@ -29,8 +29,8 @@ class EagerEngine:
         self._steps = {step.spec.name: step for step in steps}
 
     def new_cache(self) -> KV:
-        steps = self._steps.values()
-        return {t.name: step.sample_inputs()[t.name] for step in steps for t in step.spec.inputs if t.is_kv}
+        kept = {t.name: t for step in self._steps.values() for t in step.spec.inputs if t.is_kv}
+        return {name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for name, t in kept.items()}
 
     def fork(self, cache: KV) -> KV:
         return dict(cache)  # a call gives new tensors and leaves the old ones as they are

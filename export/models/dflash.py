@@ -56,15 +56,7 @@ class DFlashGeometry:
                 f"The DFlash drafter has layers of {', '.join(unknown)}; pocketdraft exports {' and '.join(KINDS)} "
                 "only."
             )
-        size = LayerSize(
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            eps=config.rms_norm_eps,
-            qk_norm=True,
-        )
+        size = LayerSize.of(config, qk_norm=True)
         return DFlashGeometry(
             size=size,
             kinds=tuple(KINDS[name] for name in config.layer_types),

@@ -60,15 +60,7 @@ def _choices(config: PretrainedConfig) -> Iterator[tuple[str, object, object]]:
 def make_target(config: PretrainedConfig) -> Target:
     """Without weights."""
     geometry = geometry_of(config)
-    size = LayerSize(
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        eps=config.rms_norm_eps,
-        qk_norm=config.model_type == "qwen3",
-    )
+    size = LayerSize.of(config, qk_norm=config.model_type == "qwen3")
     return Target(Trunk(geometry, (DecoderLayer(size, index) for index in range(config.num_hidden_layers))))
 
 

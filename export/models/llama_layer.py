@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from .attention import KVAccess, attend_grouped, rotate, split_heads
 from .layers import GatedMLP, RMSNorm, SiLU, linear
@@ -24,6 +25,18 @@ class LayerSize:
     head_dim: int
     eps: float
     qk_norm: bool
+
+    @staticmethod
+    def of(config: PretrainedConfig, qk_norm: bool) -> LayerSize:
+        return LayerSize(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            eps=config.rms_norm_eps,
+            qk_norm=qk_norm,
+        )
 
 
 class Attention(nn.Module):

@@ -53,15 +53,7 @@ class HeadGeometry:
                 f"over {partial} of the head; pocketdraft exports those without bias, with silu and default RoPE over "
                 "all of it."
             )
-        size = LayerSize(
-            hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            eps=config.rms_norm_eps,
-            qk_norm=config.use_qk_norm,
-        )
+        size = LayerSize.of(config, qk_norm=config.use_qk_norm)
         return HeadGeometry(
             size=size,
             window=config.sliding_window,

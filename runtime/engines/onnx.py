@@ -40,6 +40,7 @@ class ONNXEngine:
 
         self.manifest = manifest
         self._runtime = onnxruntime
+        self._target_kv = [tensor.name for tensor in manifest.target_kv]
         self._graphs = {graph.name: graph for graph in manifest.graphs}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -75,10 +76,10 @@ class ONNXEngine:
         return made
 
     def compact(self, cache: KVValues, sources: Sequence[int], start: int) -> None:
-        compact({tensor.name: cache.arrays[tensor.name] for tensor in self.manifest.target_kv}, sources, start)
+        compact({name: cache.arrays[name] for name in self._target_kv}, sources, start)
 
     def read_kv(self, cache: KVValues) -> dict[str, npt.NDArray[np.float32]]:
-        return {tensor.name: cache.arrays[tensor.name].copy() for tensor in self.manifest.target_kv}
+        return {name: cache.arrays[name].copy() for name in self._target_kv}
 
     def close(self) -> None:
         self._sessions.clear()
