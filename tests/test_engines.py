@@ -16,7 +16,6 @@ from pocketdraft.export.rungs import rungs
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.engine import open_engine
-from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.manifest import DELEGATION_NAME, Backend
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.proposal import NOTHING, Proposal
@@ -108,10 +107,6 @@ def test_a_tree_has_the_logits_of_its_paths_and_leaves_the_k_v_of_a_prefill(engi
     target, prompt = Target(engine), (PROMPT * 2)[: slots + 1]
     tree, clean = target.new_cache(), target.new_cache()
     target.prefill(tree, prompt[:-1])
-    if not engine.takes_trees:
-        with pytest.raises(PocketdraftError, match="propose a chain"):
-            target.verify(tree, prompt[-1], TREE)
-        return
     found = target.verify(tree, prompt[-1], TREE)
     target.prefill(clean, prompt[:-1])
     for path, rows in (([900], [0, 1]), ([901, 902, 903], [0, 2, 3, 4])):  # the longer one last: it is kept
@@ -284,7 +279,7 @@ def test_onnx_weights_are_in_the_precision_of_the_recipe(make_bundle):
 def test_executorch_leaves_no_weights_outside_of_xnnpack_and_stores_them_once(make_bundle, recipe):
     bundle = make_bundle("shared", recipe, "executorch")
     outside = json.loads((bundle / DELEGATION_NAME).read_text())
-    assert set(outside) == {"target", "prefill", "draft", "embed", "embed_per_layer", "read_kv"}
+    assert set(outside) == {"target", "prefill", "draft", "embed", "embed_per_layer", "read_kv", "move_kv"}
     names = {name for counts in outside.values() for name in counts}
     assert not any("linear" in name or "dequantize" in name or "qparams" in name for name in names)
     weights = sum(p.stat().st_size for p in make_bundle("shared", recipe, "onnx").glob("*.bin"))

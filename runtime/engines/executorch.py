@@ -31,6 +31,8 @@ class KVProgram:
 class ExecuTorchEngine:
     """See `runtime.engine.Engine`. Not thread-safe; the number of threads is one for the whole process."""
 
+    takes_trees = True
+
     def __init__(self, folder: Path, manifest: Manifest, threads: int) -> None:
         import executorch.kernels.quantized  # noqa: F401 (registers the kernels of quantized embeddings)
         import torch
@@ -46,8 +48,6 @@ class ExecuTorchEngine:
         self._first = self._load()  # serves the embedders, and the first sequence
         self._idle = [self._first]
         self._rows = manifest.graphs_of("verify")[-1].width - 1
-        # A program's buffers cannot be written from outside: it takes a method of its own.
-        self.takes_trees = KV_MOVER in self._first.method_names
 
     def new_cache(self) -> KVProgram:
         cache = KVProgram(self._idle.pop() if self._idle else self._load())
@@ -59,7 +59,7 @@ class ExecuTorchEngine:
 
     def compact(self, cache: KVProgram, sources: Sequence[int], start: int) -> None:
         places = list(range(start, start + len(sources)))
-        # As many as the method takes: a row that is moved twice to one place is moved once.
+        # By a method of the program, which takes a fixed number: a row that is moved twice to one place is moved once.
         padding = self._rows - len(places)
         pairs = [*sources, *[sources[0]] * padding], [*places, *[start] * padding]
         given = [self._torch.tensor(one, dtype=self._torch.int64) for one in pairs]
