@@ -34,10 +34,10 @@ HIDDEN, HEAD_HIDDEN = "hidden_states", "hidden_states_out"
 class Rows(Plain):
     """V is written as [1, G, S, d], so that its transposes cancel out."""
 
-    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
+    def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int, ring: bool) -> Tensor:
         if axis == 2:
-            return super().write_rows(cache, rows, start, 2)
-        return super().write_rows(cache.transpose(2, 3), rows.transpose(2, 3), start, 2).transpose(2, 3)
+            return super().write_rows(cache, rows, start, 2, ring)
+        return super().write_rows(cache.transpose(2, 3), rows.transpose(2, 3), start, 2, ring).transpose(2, 3)
 
 
 def swap(name: str, tensor: Tensor) -> Tensor:

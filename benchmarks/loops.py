@@ -97,18 +97,19 @@ def open_peers(chosen: argparse.Namespace, pair: tuple[Path, Path], prompts: Pro
     """Makes what bundles and graphs are not there yet. The first peer is the one that all are compared with."""
     recipe = load(chosen.recipe)
     recipes = Recipes(recipe, recipe, recipe)
+    target, drafter = pair
     peers: list[Peer] = []
     for backend in chosen.backends.split(","):
         bundle = chosen.work / f"{chosen.size}-{chosen.recipe}-{backend}"
         if not bundle.exists():
-            plan = Plan(*pair, bundle, recipes, backend, context=CONTEXT, prefill=(64,), verify=(5,))
+            plan = Plan(target, (drafter,), bundle, recipes, backend, context=CONTEXT, prefill=(64,), verify=(5,))
             build_isolated([plan], advance)
         peers.append(OwnPeer(backend, bundle, prompts))
         if backend == "litert" and "litert-lm" in chosen.peers:
             peers.append(LiteRTLMPeer(bundle, prompts))
     for name in ("transformers", "transformers-compiled"):
         if name in chosen.peers:
-            peers.append(TransformersPeer(*pair, prompts, compiled=name != "transformers"))
+            peers.append(TransformersPeer(target, drafter, prompts, compiled=name != "transformers"))
     if "onnxruntime-genai" in chosen.peers:
         folder = chosen.work / f"{chosen.size}-{chosen.recipe}-genai"
         if not written(folder):

@@ -64,7 +64,7 @@ def main() -> None:
     terminal.silence_native_code()
     torch.set_num_threads(1)
     patch_transformers()
-    pair = random_pair(chosen.work / f"pair-{chosen.hidden}", chosen.hidden)
+    target, drafter = random_pair(chosen.work / f"pair-{chosen.hidden}", chosen.hidden)
     curves: dict[str, dict[int, float]] = {}
     with terminal.progress(quiet=False) as advance:
         for backend in chosen.backends.split(","):
@@ -73,10 +73,10 @@ def main() -> None:
                 if not bundle.exists():
                     recipe = load(name)
                     recipes = Recipes(recipe, recipe, recipe)
-                    build_isolated(
-                        [Plan(*pair, bundle, recipes, backend, context=CONTEXT, prefill=(32,), verify=WIDTHS[1:])],
-                        advance,
+                    plan = Plan(
+                        target, (drafter,), bundle, recipes, backend, context=CONTEXT, prefill=(32,), verify=WIDTHS[1:]
                     )
+                    build_isolated([plan], advance)
                 advance(f"Timing {backend} {name}", 0, 1)
                 engine = open_engine(bundle, 1)
                 curves[f"{backend} {name}"] = measure(calls_of(engine), chosen.repeats)
@@ -85,7 +85,7 @@ def main() -> None:
             for compiled in (False, True):
                 name = f"transformers {'compiled' if compiled else 'eager'}"
                 advance(f"Timing {name}", 0, 1)
-                curves[name] = measure(calls_of_transformers(pair[0], compiled), max(3, chosen.repeats // 5))
+                curves[name] = measure(calls_of_transformers(target, compiled), max(3, chosen.repeats // 5))
     report(curves, chosen.work / "verify_cost.png", chosen.hidden)
 
 

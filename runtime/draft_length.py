@@ -151,7 +151,7 @@ class Confident:
         self._off = not self._schedule.longest
         # The less is known, the sooner it is tried again.
         rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
-        experience.probe_after = int(min(rarely, 2 * experience.judged.sum()))
+        experience.probe_after = int(min(rarely, 16 * experience.judged.sum()))
 
     def _cost(self) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):
