@@ -17,6 +17,7 @@ PROBE_SHARE = 0.005  # of the time: where drafting does not pay, a draft now and
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
 EVIDENCE = 8.0  # and where an eighth as many drafts were judged since as it was made of,
 PROBES = 4.0  # or, where it does not draft, so many
+UNSURE = 4.0  # of n drafts judged: the square of n over this is for how many rounds it stays off
 REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
 
 
@@ -149,9 +150,9 @@ class Confident:
         self._schedule, experience.rate = schedule(cost, judged, self.longest, rate)
         experience.schedule, experience.unlearnt = self._schedule, 0.0
         self._off = not self._schedule.longest
-        # The less is known, the sooner it is tried again.
+        # The less is known, the sooner it is tried again: a wrong verdict grows unlikely fast.
         rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
-        experience.probe_after = int(min(rarely, 16 * experience.judged.sum()))
+        experience.probe_after = int(min(rarely, experience.judged.sum() ** 2 / UNSURE))
 
     def _cost(self) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):

@@ -26,7 +26,7 @@ class DFlashTreeDrafter(DFlashDrafter):
     def propose(self, context: Context, count: int) -> Proposal:
         if not self._target.takes_trees:
             return super().propose(context, count)
-        logits = self._logits(context, count)[:DEEPEST]
+        logits = self._logits(context, count)[: min(count, DEEPEST)]  # no tree of so many nodes is deeper
         if not len(logits):
             return NOTHING
         return best_tree(np.stack([self._sampler.likely(row, context.tokens) for row in logits]), count)
