@@ -5,7 +5,7 @@ OUT := build/demo
 BACKENDS := litert executorch onnx
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo bench test slow android apk android-test android-runtimes arm64 gpu lint types format clean
+.PHONY: setup demo bench test slow distribution android apk android-test android-runtimes arm64 gpu lint types format clean
 
 setup: .venv/ready
 
@@ -42,7 +42,10 @@ test: setup
 	$(BIN)/pytest
 
 slow: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --durations 12
+
+distribution: setup
+	$(BIN)/pytest -m distribution
 
 # For Debian and its kin: bundles on an emulated arm64, and on a software GPU. Both are made under build/.
 arm64: setup

@@ -31,7 +31,7 @@ def test_output_has_the_target_s_distribution(settings, drafter, rule):
 
 
 # By exact match the text is the same with every drafter (`test_session_sampled.py`), so one is enough.
-@pytest.mark.slow
+@pytest.mark.distribution
 @pytest.mark.parametrize(
     ("rule", "drafter"), [("exact", next(iter(DRAFTERS))), *(("rejection", drafter) for drafter in DRAFTERS)]
 )
@@ -43,7 +43,7 @@ def test_whole_texts_have_the_target_s_distribution(settings, drafter, rule):
 
 
 @pytest.mark.parametrize("rule", ["exact", "rejection"])
-@pytest.mark.parametrize("rounds", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [FEW, pytest.param(MANY, marks=pytest.mark.distribution)])
 def test_stopping_early_leaves_the_distribution(rule, rounds):
     """The stop learns from each text for the next one, so lengths differ from round to round."""
     early_stop = Confident(longest=3, cost=0.25)
