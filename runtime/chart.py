@@ -79,7 +79,7 @@ def lines(
             title = f"<title>{escape(line.name)}, {x_label} {at:g}: {y_format(value)}</title>"
             kind = "hollow" if line.hollow else "dot"
             parts.append(f'<circle class="{kind} {colour}" cx="{a:.1f}" cy="{b:.1f}" r="3.4">{title}</circle>')
-    return _svg(parts, HEIGHT, f"{y_label} by {x_label}") + legend([line.name for line in series])
+    return _svg(parts, HEIGHT, f"{y_label} by {x_label}") + legend({line.name: line.dashed for line in series})
 
 
 def stacked(bars: Sequence[tuple[str, Mapping[str, float]]], x_label: str, y_label: str) -> str:
@@ -100,7 +100,7 @@ def stacked(bars: Sequence[tuple[str, Mapping[str, float]]], x_label: str, y_lab
                 f'height="{height:.1f}">{title}</rect>'
             )
         found.append(_text(left + width / 2, HEIGHT - BOTTOM + 16, name, "middle"))
-    return _svg(found, HEIGHT, f"{y_label} by {x_label}") + legend(names)
+    return _svg(found, HEIGHT, f"{y_label} by {x_label}") + legend(dict.fromkeys(names, False))
 
 
 def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], label: str) -> str:
@@ -127,8 +127,12 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[
     return _svg(parts, height, label)
 
 
-def legend(names: Sequence[str]) -> str:
-    items = (f'<span><i class="c{n % COLOURS}"></i>{escape(name)}</span>' for n, name in enumerate(names))
+def legend(names: Mapping[str, bool]) -> str:
+    """By name, whether its line is dashed."""
+    items = (
+        f'<span><i class="c{number % COLOURS}{" dashed" if dashed else ""}"></i>{escape(name)}</span>'
+        for number, (name, dashed) in enumerate(names.items())
+    )
     return f'<p class="legend">{"".join(items)}</p>'
 
 

@@ -34,7 +34,7 @@ def report(
         [one for one in found if isinstance(one, Profile)] + (reported() if public else []),
         [one for one in found if isinstance(one, Precisions)],
     )
-    for path in page.write(out):
+    for path in page.write(out, results):
         print(path)
 
 

@@ -104,11 +104,19 @@ class Report:
         tables = [asdict(table) for section in self.sections for table in section.tables]
         return json.dumps({"title": self.title, "results": self.raw, "tables": tables}, indent=1) + "\n"
 
-    def write(self, page: Path) -> list[Path]:
-        """The page, and beside it the same as .md and .json. Raises PocketdraftError for a name that is no page's."""
+    def write(self, page: Path, read: Sequence[Path] = ()) -> list[Path]:
+        """The page, and beside it the same as .md and .json.
+
+        Raises PocketdraftError for a name that is no page's, or whose .json is one of the files that were `read`.
+        """
         if page.suffix != ".html":
             raise PocketdraftError(f"--out is {page}, the report is a page; give {page.with_suffix('.html').name}.")
         require_folder(page)
+        if page.with_suffix(".json").resolve() in [path.resolve() for path in read]:
+            raise PocketdraftError(
+                f"The report {page} would write over {page.with_suffix('.json')}, which it is made of; "
+                "give --out another name."
+            )
         texts = {page: self.html(), page.with_suffix(".md"): self.markdown(), page.with_suffix(".json"): self.json()}
         for path, text in texts.items():
             write_whole(path, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -264,15 +263,13 @@ def _precisions(found: Precisions) -> Section:
 def _bundles(results: Sequence[Results]) -> Section:
     rows = []
     for found in results:
-        plain, best = found.of(ALL)[0], max(found.of(ALL), key=lambda point: point.tokens_per_s)
+        plain, drafted = found.of(ALL)[0], found.best
+        best = max(plain, drafted, key=lambda point: point.tokens_per_s)
         parity = found.parity
         kl = (
             (f"{parity.max_error:.1e}", f"{parity.argmax_agreement:.1%}", f"{parity.kl:.1e}")
             if parity
             else ("", "", "")
-        )
-        accepted = (
-            statistics.mean(point.accepted_per_round for point in found.of(ALL)[1:]) if found.of(ALL)[1:] else 0.0
         )
         rows.append(
             (
@@ -280,7 +277,7 @@ def _bundles(results: Sequence[Results]) -> Section:
                 f"{found.bundle_bytes / 1e6:.1f}",
                 *kl,
                 {True: "yes", False: "NO", None: "-"}[found.identical],
-                f"{accepted:.2f}",
+                f"{drafted.accepted_per_round:.2f} of {drafted.drafts}, {drafted.drafter}",
                 f"{plain.tokens_per_s:,.0f}",
                 f"{best.tokens_per_s:,.0f}",
                 "off" if best.drafter == "none" else str(best.drafts),

@@ -147,6 +147,32 @@ def test_the_page_and_its_two_companions_are_written(page, tmp_path):
         page.write(tmp_path / "none" / "r.html")
 
 
+def test_what_a_report_is_made_of_is_not_written_over(page, results, tmp_path):
+    made_of = tmp_path / "r.json"
+    made_of.write_text(results.dump())
+    with pytest.raises(PocketdraftError, match=r"would write over .*r.json, which it is made of"):
+        page.write(tmp_path / "r.html", [made_of])
+    assert read_results(made_of) == results
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_bundles_side_by_side_show_the_best_of_all_drafters(results):
+    lookup = [p.model_copy(update={"drafter": "prompt_lookup", "tokens_per_s": 999.0}) for p in results.points]
+    lookup = [p.model_copy(update={"ratio": p.ratio.model_copy(update={"value": 9.0})}) for p in lookup if p.ratio]
+    both = results.model_copy(update={"points": (*results.points, *lookup)})
+    (table,) = [t for section in report([both], [], []).sections for t in section.tables if t.title == "Bundles"]
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row["accepted"].endswith("prompt_lookup")
+    assert row["best/s"] == "999"
+
+
+def test_lines_of_one_colour_differ_in_the_legend_too():
+    svg = lines([Line("a", [(0, 1.0)]), Line("b", [(0, 2.0)], dashed=True)], "x", "y")
+    legend = svg[svg.index('class="legend"') :]
+    assert legend.count("dashed") == 1
+    assert legend.index("dashed") > legend.index(">a<")
+
+
 def test_the_interval_holds_the_median_and_shrinks_where_prompts_agree():
     random = np.random.default_rng(0)
     plain = random.uniform(90, 110, 64)
