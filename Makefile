@@ -5,7 +5,7 @@ OUT := build/demo
 BACKENDS := litert executorch onnx
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo bench test slow distribution android apk android-test android-runtimes arm64 gpu lint types format clean
+.PHONY: setup demo bench compare test slow distribution android apk android-test android-runtimes arm64 gpu lint types format clean
 
 setup: .venv/ready
 
@@ -35,8 +35,18 @@ bench: setup
 	for backend in $(BACKENDS); do \
 		$(BIN)/pocketdraft bench $(OUT)/mixed/$$backend --check --batch 2,4,8 --clock cpu --out build/bench/$$backend.json || exit; \
 	done
-	$(BIN)/pocketdraft report build/bench/*.json --out build/bench/report.html
-	$(BIN)/python benchmarks/draft_length.py build/bench/*.json
+	$(BIN)/pocketdraft report $(BACKENDS:%=build/bench/%.json) --out build/bench/report.html
+	$(BIN)/python benchmarks/draft_length.py $(BACKENDS:%=build/bench/%.json)
+
+# The embedded target with every drafter: build/bench/compare.html, and README's other graph.
+compare: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	test -d $(OUT)/every || \
+		$(BIN)/pocketdraft export --backend litert --recipe mixed --drafter all --early-exit 3 --out $(OUT)/every
+	@mkdir -p build/bench
+	$(BIN)/pocketdraft bench $(OUT)/every --compare --lengths 1,2,3,4,6,8 --per-domain 8 --no-parity --out build/bench/every.json
+	$(BIN)/pocketdraft report build/bench/every.json --out build/bench/compare.html
+	$(BIN)/python benchmarks/compare.py build/bench/every.json
 
 test: setup
 	$(BIN)/pytest

@@ -1,7 +1,7 @@
 """README's graph: drafted over plain speed by draft length, measured and predicted, a line a backend.
 
     make bench        # measures, writes the report, and calls this
-    python benchmarks/draft_length.py build/bench/*.json
+    python benchmarks/draft_length.py build/bench/litert.json build/bench/onnx.json
 
 Rings are predictions of lengths that were not used to fit. Needs the extra `bench`.
 """
