@@ -9,12 +9,13 @@ import pytest
 from scripted_drafters import EveryDrafter, every_drafter
 
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.reference import TransformersEngine
 from pocketdraft.export.rungs import eager_pair
 from pocketdraft.export.tiny import EMBEDDED, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.runtime import validate
 from pocketdraft.runtime.drafters import runnable
 from pocketdraft.runtime.engine import Arrays, Delegating, Engine
-from pocketdraft.runtime.ladder import CLIMBED, Outputs, compare
+from pocketdraft.runtime.ladder import CLIMBED, Outputs, climb, compare
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.replay import Calls, note, replay
 from pocketdraft.runtime.text import Tokenizer
@@ -111,15 +112,27 @@ def test_k_v_in_the_wrong_place_shows_in_the_graph_that_wrote_it(eager, noted, r
     assert found <= {role, reader or "exit_verify"}
 
 
-def checked(engine: Engine, monkeypatch: pytest.MonkeyPatch, reference: Engine) -> validate.Validation:
+@pytest.mark.parametrize("output", ["activations", "taps"])
+def test_what_a_prefill_gives_drafters_is_compared_too(eager, tokens, output):
+    """A text would not tell: it only gets slower."""
+    wanted, feed = climb(eager.manifest, eager, tokens, None)
+    found, _ = climb(eager.manifest, Off(eager, "prefill", output), tokens, feed)
+    rows = compare(wanted, found, dict.fromkeys(wanted, validate.FLOAT_LIMIT))
+    assert [row.graph for row in rows if not row.passed] == ["prefill_64"]
+
+
+def checked(engine: Engine, monkeypatch: pytest.MonkeyPatch, **above: Engine) -> validate.Validation:
     """Without LiteRT-LM, which has no file to open here."""
     monkeypatch.setattr(validate, "cross_check", lambda *_: validate.Check("LiteRT-LM", "skipped", ""))
-    return validate.validate(TARGET_DIR, engine, [TEXT], 8, iter([("step", reference)]), lambda _: None)
+    return validate.validate(TARGET_DIR, engine, [TEXT], 8, iter(above.items()), lambda _: None)
 
 
 def test_a_bundle_with_all_kinds_has_each_graph_compared_and_each_drafter_held_to_the_law(eager, monkeypatch):
-    found = checked(eager, monkeypatch, eager)
-    assert {row.graph for row in found.ladder["step -> graph"]} == {graph.name for graph in eager.manifest.graphs}
+    target, mtp = Checkpoint.open(TARGET_DIR), Checkpoint.open(EMBEDDED["mtp"])
+    found = checked(eager, monkeypatch, transformers=TransformersEngine(eager.manifest, target, mtp), step=eager)
+    for rung, among in (("transformers -> step", CLIMBED), ("step -> graph", {g.role for g in eager.manifest.graphs})):
+        names = {graph.name for graph in eager.manifest.graphs if graph.role in among}
+        assert {row.graph for row in found.ladder[rung]} == names
     outcomes = {check.name: check.outcome for check in found.checks}
     assert "parity ladder" not in outcomes
     for drafter in runnable(eager.manifest.drafters):
@@ -128,7 +141,7 @@ def test_a_bundle_with_all_kinds_has_each_graph_compared_and_each_drafter_held_t
 
 
 def test_a_drafter_s_graph_that_is_off_makes_the_bundle_invalid_though_its_text_is_right(eager, monkeypatch):
-    found = checked(Off(eager, "mtp_heads", "projected_activations"), monkeypatch, eager)
+    found = checked(Off(eager, "mtp_heads", "projected_activations"), monkeypatch, step=eager)
     assert {row.graph for row in found.ladder["step -> graph"] if not row.passed} == {
         graph.name for graph in eager.manifest.graphs_of("mtp_heads")
     }
@@ -141,6 +154,6 @@ def test_a_graph_that_no_round_runs_is_said_not_to_be_compared(eager, monkeypatc
     one = eager.manifest.graphs_of("dflash_context")[0].model_copy(update={"name": "dflash_context_65", "width": 65})
     more = Delegating(eager)
     more.manifest = eager.manifest.model_copy(update={"graphs": (*eager.manifest.graphs, one)})
-    found = checked(more, monkeypatch, more)
+    found = checked(more, monkeypatch, step=more)
     (check,) = (check for check in found.checks if check.name == "parity ladder")
     assert (check.outcome, check.detail) == ("info", "no call runs dflash_context_65: not compared")
