@@ -80,7 +80,7 @@ def replay(engine: Engine, sequences: Sequence[Calls]) -> dict[str, Outputs]:
                 continue
             for name, array in run_graph(engine, graph, call.inputs, cache).items():
                 found.setdefault(graph.name, {}).setdefault(name, []).append(array)
-    return {graph: {name: np.stack(rows) for name, rows in outputs.items()} for graph, outputs in found.items()}
+    return {graph: {name: np.stack(rows) for name, rows in found[graph].items()} for graph in graphs if graph in found}
 
 
 def _play(engine: Engine, drafter: str, prompt: Sequence[int], drafts: int, target: Target) -> None:
