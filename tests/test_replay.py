@@ -44,10 +44,27 @@ class Shifted(Off):
         return self.engine.run(graph, inputs, cache)
 
 
+class Stored(Delegating):
+    """What lies in a layer's K/V is not what the graphs have written, as far as no call has looked yet."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        super().__init__(engine)
+        self.name = name
+
+    def read_kv(self, cache: Any) -> dict[str, Any]:
+        kv = super().read_kv(cache)
+        return kv | {self.name: kv[self.name] + 0.01}
+
+
 @pytest.fixture(scope="module")
 def eager() -> Engine:
     files = [Checkpoint.open(folder) for folder in (TARGET_DIR, *EMBEDDED.values())]
     return eager_pair(*files, context=128, drafts=4)
+
+
+@pytest.fixture(scope="module")
+def transformers(eager) -> Engine:
+    return TransformersEngine(eager.manifest, Checkpoint.open(TARGET_DIR), Checkpoint.open(EMBEDDED["mtp"]))
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +81,15 @@ def noted(eager, tokens) -> tuple[list[Calls], dict[str, Outputs]]:
 
 def failing(noted: tuple[list[Calls], dict[str, Outputs]], broken: Engine) -> set[str]:
     """Roles of the graphs that differ."""
+    return set(parted(noted, broken))
+
+
+def parted(noted: tuple[list[Calls], dict[str, Outputs]], broken: Engine) -> dict[str, str | None]:
+    """Where the graphs that differ do so, by role."""
     sequences, wanted = noted
     rows = compare(wanted, replay(broken, sequences), dict.fromkeys(wanted, validate.FLOAT_LIMIT))
     roles = {graph.name: graph.role for graph in broken.manifest.graphs}
-    return {roles[row.graph] for row in rows if not row.passed}
+    return {roles[row.graph]: row.layer for row in rows if not row.passed}
 
 
 def test_every_width_of_every_drafter_s_graphs_is_run_again_as_it_was():
@@ -112,10 +134,23 @@ def test_k_v_in_the_wrong_place_shows_in_the_graph_that_wrote_it(eager, noted, r
     assert found <= {role, reader or "exit_verify"}
 
 
-@pytest.mark.parametrize("output", ["activations", "taps"])
-def test_what_a_prefill_gives_drafters_is_compared_too(eager, tokens, output):
+@pytest.mark.parametrize(
+    ("kept", "role"),
+    [
+        ("dflash_kv_cache_k_0", "dflash_draft"),
+        ("mtp_heads_kv_cache_v_0", "mtp_heads"),
+        ("draft_model_kv_cache_k_0", "model_prefill"),
+        ("kv_cache_v_0", "exit_draft"),
+    ],
+)
+def test_k_v_that_only_later_calls_read_count_where_a_graph_s_other_outputs_are_right(eager, noted, kept, role):
+    assert parted(noted, Stored(eager, kept))[role] == "layer 0"
+
+
+@pytest.mark.parametrize(("top", "output"), [("transformers", "activations"), ("eager", "taps")])
+def test_what_a_prefill_gives_drafters_is_compared_too(eager, tokens, request, top, output):
     """A text would not tell: it only gets slower."""
-    wanted, feed = climb(eager.manifest, eager, tokens, None)
+    wanted, feed = climb(eager.manifest, request.getfixturevalue(top), tokens, None)
     found, _ = climb(eager.manifest, Off(eager, "prefill", output), tokens, feed)
     rows = compare(wanted, found, dict.fromkeys(wanted, validate.FLOAT_LIMIT))
     assert [row.graph for row in rows if not row.passed] == ["prefill_64"]
@@ -127,9 +162,10 @@ def checked(engine: Engine, monkeypatch: pytest.MonkeyPatch, **above: Engine) ->
     return validate.validate(TARGET_DIR, engine, [TEXT], 8, iter(above.items()), lambda _: None)
 
 
-def test_a_bundle_with_all_kinds_has_each_graph_compared_and_each_drafter_held_to_the_law(eager, monkeypatch):
-    target, mtp = Checkpoint.open(TARGET_DIR), Checkpoint.open(EMBEDDED["mtp"])
-    found = checked(eager, monkeypatch, transformers=TransformersEngine(eager.manifest, target, mtp), step=eager)
+def test_a_bundle_of_all_kinds_has_each_graph_compared_and_each_drafter_held_to_the_law(
+    eager, transformers, monkeypatch
+):
+    found = checked(eager, monkeypatch, transformers=transformers, step=eager)
     for rung, among in (("transformers -> step", CLIMBED), ("step -> graph", {g.role for g in eager.manifest.graphs})):
         names = {graph.name for graph in eager.manifest.graphs if graph.role in among}
         assert {row.graph for row in found.ladder[rung]} == names
