@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime import terminal
 from pocketdraft.runtime.bench import bench
-from pocketdraft.runtime.engine import Engine, open_engine
+from pocketdraft.runtime.engine import Arrays, Delegating, Engine, open_engine
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.stats import Stats
@@ -29,28 +28,19 @@ from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
 
 
-class SampledEngine:
+class SampledEngine(Delegating):
     """An engine whose target draws from its distribution: argmax of logits plus Gumbel noise is a sample."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
-        self.manifest, self._engine = engine.manifest, engine
+        super().__init__(engine)
         self._target = {graph.name for graph in engine.manifest.graphs if graph.role in ("decode", "verify")}
         self._random = np.random.default_rng(seed)
 
-    def new_cache(self) -> Any:
-        return self._engine.new_cache()
-
-    def run(self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], cache: Any = None) -> dict[str, npt.NDArray[Any]]:
-        outputs = self._engine.run(graph, inputs, cache)
+    def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, npt.NDArray[Any]]:
+        outputs = super().run(graph, inputs, cache)
         if graph in self._target:
             outputs["logits"] = outputs["logits"] + self._random.gumbel(size=outputs["logits"].shape)
         return outputs
-
-    def read_kv(self, cache: Any) -> dict[str, npt.NDArray[np.float32]]:
-        return self._engine.read_kv(cache)
-
-    def close(self) -> None:
-        self._engine.close()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
-from pocketdraft.runtime.drafter_specs import MTPSpec
+from pocketdraft.runtime.drafter_specs import DrafterSpecs, MTPSpec
 from pocketdraft.runtime.manifest import Manifest
 
 from .checkpoint import Checkpoint
@@ -36,7 +36,8 @@ class TransformersEngine:
 
     def __init__(self, manifest: Manifest, target: Checkpoint, mtp: Checkpoint | None) -> None:
         """`mtp` is the MTP drafter's checkpoint."""
-        self.manifest = manifest
+        # Of the drafters it has MTP's alone.
+        self.manifest = manifest.model_copy(update={"drafters": DrafterSpecs(mtp=manifest.drafters.mtp)})
         self.target = load_model(target, torch.float32, "eager")
         self.text = text_model(self.target)
         self.drafter = load_model(mtp, torch.float32, "eager") if mtp else None
@@ -57,13 +58,16 @@ class TransformersEngine:
         self, graph: str, inputs: Mapping[str, npt.NDArray[Any]], cache: Sequence | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         feed = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
-        role = self._graphs[graph].role
-        if role == "embed":
+        spec = self._graphs[graph]
+        if spec.role == "embed":
             return {"embeddings": self.text.embed_tokens(feed["token_ids"]).numpy()}
-        if role == "embed_per_layer":
+        if spec.role == "embed_per_layer":
             return {"embeddings": self.text.get_per_layer_inputs(feed["token_ids"], None).numpy()}
         assert cache is not None
-        return self._draft(feed, cache) if role == "draft" else self._target(feed, cache)
+        if spec.role == "draft":
+            return self._draft(feed, cache)
+        made = self._target(feed, cache)
+        return {tensor.name: made[tensor.name] for tensor in spec.outputs if tensor.name in made}
 
     def read_kv(self, cache: Sequence) -> dict[str, npt.NDArray[np.float32]]:
         """K/V of every owning layer, padded with zeros to the bundle's context length: no rings here."""

@@ -47,9 +47,34 @@ class Engine(Protocol):
         """
 
     def read_kv(self, cache: Any) -> dict[str, npt.NDArray[np.float32]]:
-        """Copies the K/V out, by tensor name; for the parity ladder, never within a round."""
+        """Copies all K/V out, drafters' own too, by tensor name; for the parity ladder, never within a round."""
 
     def close(self) -> None: ...
+
+
+class Delegating:
+    """Does what another engine does: for those that change or note some of it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.manifest, self.takes_trees = engine, engine.manifest, engine.takes_trees
+
+    def new_cache(self) -> Any:
+        return self.engine.new_cache()
+
+    def fork(self, cache: Any) -> Any | None:
+        return self.engine.fork(cache)
+
+    def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, npt.NDArray[Any]]:
+        return self.engine.run(graph, inputs, cache)
+
+    def compact(self, cache: Any, sources: Sequence[int], start: int) -> None:
+        self.engine.compact(cache, sources, start)
+
+    def read_kv(self, cache: Any) -> dict[str, npt.NDArray[np.float32]]:
+        return self.engine.read_kv(cache)
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 def open_engine(folder: Path, threads: int = 0) -> Engine:

@@ -10,7 +10,7 @@ from .drafter_specs import Frozen
 
 PRESENT = "present."  # before the name of K/V that an ONNX graph gives back: an output cannot be called as an input
 KV_MOVER = "move_kv"  # the method of an ExecuTorch program that moves rows of K/V: sources, destinations, int64 [N]
-KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of decode's inputs
+KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of `Manifest.kv_tensors`
 SLOTS_NAME = "param_tensor"  # int32 [1, 1, 1, 7] on GPU graphs: first slot, end, end and four zeros
 TargetRole = Literal["prefill", "decode", "verify", "embed", "embed_per_layer", "head"]
 DrafterRole = Literal[

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from . import host
 from .clock import now
-from .engine import Arrays, Engine
+from .engine import Arrays, Delegating, Engine
 from .errors import PocketdraftError
 from .graphs import GraphSpec
 from .manifest import Manifest
@@ -39,35 +39,20 @@ class Call:
     filled: int
 
 
-class TimedEngine:
-    """An engine that notes its calls; see `runtime.engine.Engine`."""
+class TimedEngine(Delegating):
+    """An engine that notes its calls."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.manifest, self.takes_trees = engine, engine.manifest, engine.takes_trees
+        super().__init__(engine)
         self._calls: list[Call] = []
-
-    def new_cache(self) -> Any:
-        return self.engine.new_cache()
-
-    def fork(self, cache: Any) -> Any | None:
-        return self.engine.fork(cache)
 
     def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, npt.NDArray[Any]]:
         started = now()
-        outputs = self.engine.run(graph, inputs, cache)
+        outputs = super().run(graph, inputs, cache)
         seconds = now() - started
         place = inputs.get("input_pos")
         self._calls.append(Call(graph, seconds, 0 if place is None else int(place[0])))
         return outputs
-
-    def compact(self, cache: Any, sources: Sequence[int], start: int) -> None:
-        self.engine.compact(cache, sources, start)
-
-    def read_kv(self, cache: Any) -> dict[str, npt.NDArray[np.float32]]:
-        return self.engine.read_kv(cache)
-
-    def close(self) -> None:
-        self.engine.close()
 
     def take(self) -> list[Call]:
         """The calls since the last time."""

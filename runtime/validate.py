@@ -12,10 +12,12 @@ import numpy as np
 
 from . import litert_lm
 from .drafter_specs import MTPSpec
-from .engine import Arrays, Engine
+from .drafters import runnable
+from .engine import Arrays, Delegating, Engine
 from .ladder import Difference, Feed, climb, compare, enough_tokens
 from .manifest import Manifest
 from .proposal import NOTHING, Proposal
+from .replay import Calls, note, replay
 from .session import open_session
 from .target import Floats, Target
 from .text import Tokenizer
@@ -66,6 +68,10 @@ def validate(
         )
     else:
         found.ladder = _climb_all(engine, rungs, prompts)
+        compared = {row.graph for rows in found.ladder.values() for row in rows}
+        missed = [graph.name for graph in manifest.graphs if graph.name not in compared]
+        if missed:
+            found.checks.append(Check("parity ladder", "info", f"no call runs {', '.join(missed)}: not compared"))
     progress("T=1 decode against T=K verify")
     target = Target(engine)
     gap = verify_gap(target, prompts[0])
@@ -74,7 +80,7 @@ def validate(
     for index, prompt in enumerate(prompts):
         progress(f"Plain against drafted, prompt {index + 1} of {len(prompts)}")
         outputs.append(_generate(target, prompt, "none", budget))
-    for drafter in (*manifest.drafters.kinds, "prompt_lookup"):
+    for drafter in runnable(manifest.drafters):
         drafted = [_generate(target, prompt, drafter, budget) for prompt in prompts]
         found.checks.append(_identity(target, drafter, prompts, outputs, drafted, gap))
     if manifest.drafters.mtp:
@@ -85,21 +91,18 @@ def validate(
     return found
 
 
-class _Moved:
+class _Moved(Delegating):
     """An engine whose drafter sits at the other position: p - 1 where it was exported for p, and the reverse."""
 
     def __init__(self, engine: Engine, spec: MTPSpec) -> None:
-        self.manifest, self._engine = engine.manifest, engine
-        self.new_cache, self.fork = engine.new_cache, engine.fork
-        self.read_kv, self.close = engine.read_kv, engine.close
-        self.takes_trees, self.compact = engine.takes_trees, engine.compact
+        super().__init__(engine)
         self._draft = engine.manifest.graphs_of("draft")[0].name
         self._by = np.int32(-1 if spec.position == "pending" else 1)
 
     def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, Any]:
         if graph == self._draft:
             inputs = {**inputs, "input_pos": inputs["input_pos"] + self._by}
-        return self._engine.run(graph, inputs, cache)
+        return super().run(graph, inputs, cache)
 
 
 def position_check(engine: Engine, spec: MTPSpec, prompts: Sequence[list[int]], budget: int) -> Check:
@@ -177,9 +180,12 @@ def _climb_all(engine: Engine, rungs: Rungs, prompts: list[list[int]]) -> dict[s
     found: dict[str, list[Difference]] = {}
     above: tuple[str, dict[str, dict[str, Floats]]] | None = None
     feed: Feed | None = None
+    noted: list[Calls] = []
     cost: dict[str, float] = {}
     for name, rung in _then(rungs, ("graph", engine)):
         outputs, feed = climb(engine.manifest, rung, tokens, feed)
+        noted = noted or note(rung, tokens)
+        outputs |= replay(rung, noted)
         if above:
             quantizing = name == "quantized step"
             limits = {

@@ -15,6 +15,7 @@ import pytest
 from pocketdraft.export.rungs import rungs
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime.cache import Cache
+from pocketdraft.runtime.drafters import runnable
 from pocketdraft.runtime.engine import open_engine
 from pocketdraft.runtime.manifest import DELEGATION_NAME, Backend
 from pocketdraft.runtime.prompts import read_prompts
@@ -70,7 +71,8 @@ def test_quantized_graphs_agree_with_the_quantized_steps(make_bundle, make_pair,
     found = validate(bundle, engine, TEXTS, 24, rungs(engine.manifest, pair.target, [pair.drafter]), lambda what: None)
     assert list(found.ladder) == ["transformers -> step", "step -> quantized step", "quantized step -> graph"]
     assert found.passed, found.to_json()
-    assert [check.outcome for check in found.checks if "vs plain" in check.name] == ["pass", "pass"]
+    identity = {check.name: check.outcome for check in found.checks if "vs plain" in check.name}
+    assert identity == {f"{drafter} vs plain": "pass" for drafter in runnable(engine.manifest.drafters)}
     engine.close()
 
 

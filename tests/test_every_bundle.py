@@ -1,11 +1,11 @@
-"""Every kind of drafter on the embedded target's real weights: the tokens of plain decoding, on each backend."""
+"""Every kind of drafter on the embedded target's real weights: plain decoding's tokens, and parity, on each backend."""
 
 from __future__ import annotations
 
 import pytest
 
 from pocketdraft.export.checkpoint import Checkpoint
-from pocketdraft.export.rungs import eager_pair
+from pocketdraft.export.rungs import eager_pair, rungs
 from pocketdraft.export.tiny import EMBEDDED, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.runtime.drafters import runnable
 from pocketdraft.runtime.engine import Engine, open_engine
@@ -15,6 +15,7 @@ from pocketdraft.runtime.sampling import Sampling
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
+from pocketdraft.runtime.validate import validate
 
 BUDGET = 48
 KINDS = ["dflash", "draft_model", "early_exit", "mtp", "mtp_heads"]
@@ -82,4 +83,17 @@ def test_every_drafter_gives_the_tokens_of_plain_decoding_on_each_backend(make_f
         texts, accepted = generated(engine, drafter, prompts, Sampler(Sampling()))
         assert texts == plain, drafter
         assert accepted > 0.8 * FEWEST.get(drafter, 0.0), drafter
+    engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["litert", "onnx", "executorch"])
+def test_every_graph_of_every_drafter_agrees_with_its_quantized_step_on_each_backend(make_full_bundle, backend):
+    bundle, texts = make_full_bundle(backend), [prompt.text for prompt in read_prompts(PROMPTS_FILE, 1)]
+    engine = open_engine(bundle, 1)
+    above = rungs(engine.manifest, TARGET_DIR, tuple(EMBEDDED.values()))
+    found = validate(bundle, engine, texts, 8, above, lambda _: None)
+    compared = {row.graph for row in found.ladder["quantized step -> graph"]}
+    assert compared == {graph.name for graph in engine.manifest.graphs}
+    assert found.passed, found.to_json()
     engine.close()

@@ -16,6 +16,7 @@ class Outputs:
     """An engine whose logits are all the same number."""
 
     manifest = scripted_manifest()
+    takes_trees = False
 
     def __init__(self, logits: float) -> None:
         self.logits = logits

@@ -46,13 +46,13 @@ class EagerEngine:
         return {t.name: outputs[t.name].numpy() for t in step.spec.outputs if not t.is_kv}
 
     def compact(self, cache: KV, sources: Sequence[int], start: int) -> None:
-        arrays = self.read_kv(cache)  # a copy: forks share tensors
+        own = [tensor.name for tensor in self._steps["decode"].spec.inputs if tensor.is_kv]
+        arrays = {name: cache[name].numpy().copy() for name in own}  # copies: forks share tensors
         compact(arrays, sources, start)
         cache.update((name, torch.from_numpy(array)) for name, array in arrays.items())
 
     def read_kv(self, cache: KV) -> dict[str, npt.NDArray[np.float32]]:
-        target = self._steps["decode"].spec.inputs
-        return {tensor.name: cache[tensor.name].numpy().copy() for tensor in target if tensor.is_kv}
+        return {name: tensor.numpy().copy() for name, tensor in cache.items()}
 
     def close(self) -> None:
         self._steps.clear()

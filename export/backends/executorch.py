@@ -104,7 +104,7 @@ def write(
     mover = KVMover(kv, chosen["target"], max(plan.verify) - 1)
     rows = torch.zeros(mover.rows, dtype=torch.int64)
     programs[KV_MOVER] = torch.export.export(mover, (rows, rows.clone()), strict=False)
-    programs[KV_READER] = torch.export.export(KVReader(kv, chosen["target"]), (torch.zeros(1),), strict=False)
+    programs[KV_READER] = torch.export.export(KVReader(kv, steps), (torch.zeros(1),), strict=False)
     progress("Lowering", len(chosen), len(chosen) + 1)
     edge = _delegate(programs)
     outside = {name: undelegated(edge.exported_program(name)) for name in programs}
@@ -184,11 +184,12 @@ class KVBuffers(nn.Module):
 
 
 class KVReader(nn.Module):
-    """The target's K/V, for the parity ladder; a phone never loads it."""
+    """All K/V, for the parity ladder; a phone never loads it."""
 
-    def __init__(self, kv: KVBuffers, target: Step) -> None:
+    def __init__(self, kv: KVBuffers, steps: list[Step]) -> None:
         super().__init__()
-        self.kv, self.names = kv, [tensor.name for tensor in target.spec.inputs if tensor.is_kv]
+        self.kv = kv
+        self.names = list(dict.fromkeys(tensor.name for step in steps for tensor in step.spec.inputs if tensor.is_kv))
 
     def forward(self, zero: Tensor) -> tuple[Tensor, ...]:
         buffers = (getattr(self.kv, name) for name in self.names)

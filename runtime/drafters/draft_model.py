@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
-
-import numpy.typing as npt
 
 from ..accept import Verdict
 from ..cache import Cache
@@ -17,7 +14,7 @@ from ..chain import Chain
 from ..context import Context
 from ..draft_length import EarlyStop
 from ..drafter_specs import DraftModelSpec
-from ..engine import Arrays, Engine
+from ..engine import Delegating, Engine
 from ..graphs import KVLayer
 from ..manifest import Manifest
 from ..proposal import NOTHING, Proposal
@@ -70,31 +67,12 @@ class DraftModelDrafter:
         self._same = len(self._read)
 
 
-class _Model:
-    """The engine, as if the draft model were its target; see `runtime.engine.Engine`."""
-
-    takes_trees = False
+class _Model(Delegating):
+    """The engine, as if the draft model were its target."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.manifest = _own(engine.manifest)
-
-    def new_cache(self) -> Any:
-        return self._engine.new_cache()
-
-    def fork(self, cache: Any) -> Any | None:
-        return self._engine.fork(cache)
-
-    def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, npt.NDArray[Any]]:
-        return self._engine.run(graph, inputs, cache)
-
-    def compact(self, cache: Any, sources: Sequence[int], start: int) -> None:
-        raise AssertionError("a draft model decodes: there is no tree")
-
-    def read_kv(self, cache: Any) -> dict[str, npt.NDArray[Any]]:
-        return self._engine.read_kv(cache)
-
-    def close(self) -> None: ...
+        super().__init__(engine)
+        self.manifest, self.takes_trees = _own(engine.manifest), False
 
 
 def _own(manifest: Manifest) -> Manifest:

@@ -75,8 +75,9 @@ class ExecuTorchEngine:
         return {name: tensor.numpy() for name, tensor in zip(wanted, made, strict=False)}
 
     def read_kv(self, cache: KVProgram) -> dict[str, npt.NDArray[np.float32]]:
-        names = [tensor.name for tensor in self.manifest.target_kv]
         made = cache.program.load_method(KV_READER).execute([self._torch.zeros(1)])
+        if len(made) < len(names := self.manifest.kv_tensors):
+            raise PocketdraftError(f"{self._path} does not give the drafters' K/V to compare; export it again.")
         return {name: tensor.numpy() for name, tensor in zip(names, made, strict=True)}
 
     def close(self) -> None:

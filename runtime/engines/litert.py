@@ -83,8 +83,7 @@ class LiteRTEngine:
         compact(cache.views, sources, start)
 
     def read_kv(self, cache: KVBuffers) -> dict[str, npt.NDArray[np.float32]]:
-        views = self._views(cache)
-        return {tensor.name: views[tensor.name].copy() for tensor in self.manifest.target_kv}
+        return {name: array.copy() for name, array in self._views(cache).items()}
 
     def _views(self, cache: KVBuffers) -> dict[str, npt.NDArray[Any]]:
         return {name: view(buffer, self._kv[name][0]) for name, buffer in cache.by_name.items()}

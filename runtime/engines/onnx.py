@@ -79,7 +79,7 @@ class ONNXEngine:
         compact({name: cache.arrays[name] for name in self._target_kv}, sources, start)
 
     def read_kv(self, cache: KVValues) -> dict[str, npt.NDArray[np.float32]]:
-        return {name: cache.arrays[name].copy() for name in self._target_kv}
+        return {name: array.copy() for name, array in cache.arrays.items()}
 
     def close(self) -> None:
         self._sessions.clear()
