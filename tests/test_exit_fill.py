@@ -29,6 +29,7 @@ from pocketdraft.runtime.engine import Engine, open_engine
 from pocketdraft.runtime.leaving import LeavingTarget
 from pocketdraft.runtime.manifest import Backend
 from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.target import Target
 
 ALWAYS = ExitRule("gap", 0.0, 64, None)
 PROMPT = np.random.default_rng(0).integers(6, 2000, 60).tolist()
@@ -106,13 +107,15 @@ def test_where_no_skipped_layer_owns_k_v_there_is_nothing_to_fill():
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", get_args(Backend))
 def test_a_bundle_fills_in_what_torch_does(tmp_path, backend):
-    """With the exits that were trained, one layer that owns K/V skipped."""
+    """Its sliding layers are rings that wrap around; one layer that owns K/V is skipped."""
     eager = eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(EXITS_DIR), context=160, early_exit=2)
     widths = {"context": 160, "prefill": (64,), "verify": (5,)}
     build([Plan(TARGET_DIR, (EXITS_DIR,), tmp_path / "out", FLOAT, backend, **widths, early_exit=2)])
     engine = open_engine(tmp_path / "out", 1)
-    (tokens, ours), (wanted, theirs) = left_early(engine, 40), left_early(eager, 40)
+    (tokens, ours), (wanted, theirs) = left_early(engine, 80), left_early(eager, 80)
     assert tokens == wanted
     for name, array in theirs.items():
         np.testing.assert_allclose(ours[name], array, atol=1e-3)
+    scores = [one.draft_early(one.new_cache(), 9, 0)["score"] for one in (Target(engine), Target(eager))]
+    np.testing.assert_allclose(*scores, atol=1e-3)
     engine.close()
