@@ -73,7 +73,9 @@ def rungs(
         yield "quantized step", EagerEngine(manifest, steps)
 
 
-def eager_pair(target: Checkpoint, *drafters: Checkpoint, context: int, drafts: int = 4) -> EagerEngine:
+def eager_pair(
+    target: Checkpoint, *drafters: Checkpoint, context: int, drafts: int = 4, early_exit: int | None = None
+) -> EagerEngine:
     """Float steps as an engine in torch, without a bundle: for checkpoints that are still to change.
 
     One prefill, 64 tokens wide, or as wide as the context.
@@ -88,6 +90,7 @@ def eager_pair(target: Checkpoint, *drafters: Checkpoint, context: int, drafts: 
         context=context,
         prefill=(min(64, context),),
         verify=(drafts + 1,),
+        early_exit=early_exit,
     )
     models = load_models(target, *drafters)
     steps, layout = make_steps(plan, models, Plain())

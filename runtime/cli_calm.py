@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,10 @@ def calm(
     prompts: Annotated[Path | None, typer.Option(help="JSONL with a `text` a line; default: the embedded set.")] = None,
     delta: Annotated[float, typer.Option(help="The most that texts may differ by on average, 0 to 1.")] = 0.1,
     epsilon: Annotated[float, typer.Option(help="The chance that they differ by more.")] = 0.05,
+    measure: Annotated[
+        Literal["gap", "classifier"],
+        typer.Option(help="How sure an exit is: by its two best tokens, or as its classifier says (trained exits)."),
+    ] = "gap",
     per_domain: Annotated[int, typer.Option(help="Prompts taken of each domain.")] = 16,
     max_tokens: Annotated[int, typer.Option(help="Tokens generated per prompt.")] = 48,
     threads: Threads = 1,
@@ -41,7 +45,7 @@ def calm(
         tokenizer = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos)
         texts = [tokenizer.encode(prompt.text) for prompt in read_prompts(prompts or embedded_prompts(), per_domain)]
         found, share = certify(
-            engine, texts, max_tokens, delta, epsilon, lambda done, of: advance("Trying thresholds", done, of)
+            engine, texts, max_tokens, delta, epsilon, measure, lambda done, of: advance("Trying thresholds", done, of)
         )
     write_calm(bundle, None if found.rule.never else found)
     if as_json:

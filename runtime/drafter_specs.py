@@ -52,7 +52,10 @@ class DFlashSpec(Spec):
 
 
 class EarlyExitSpec(Spec):
-    """The target's first `layers` layers draft, the others verify."""
+    """The target's first `layers` layers draft, the others verify.
+
+    Where one of the others owns K/V, a graph `exit_fill` makes them for a token that skips it.
+    """
 
     roles = ("exit_draft", "exit_head", "exit_verify")
     layers: PositiveInt

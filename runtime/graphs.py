@@ -18,6 +18,7 @@ DrafterRole = Literal[
     "dflash_context",
     "dflash_draft",
     "exit_draft",
+    "exit_fill",
     "exit_head",
     "exit_verify",
     "mtp_heads",

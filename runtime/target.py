@@ -139,14 +139,17 @@ class Target:
         rows = {name: array[0, : len(tokens)] for name, array in outputs.items()}
         return Verified(rows["logits"], rows["activations"], graph.width, rows.get("taps"))
 
-    def draft_early(self, cache: Cache, token: int, ahead: int) -> Floats:
-        """The state [1, 1, D] of a token after the layers that draft, `ahead` slots after the committed ones, where
-        those layers' K/V is written; a verify of these states runs the other layers only."""
+    def draft_early(self, cache: Cache, token: int, ahead: int) -> dict[str, Floats]:
+        """Runs the layers that draft on a token `ahead` slots after the committed ones, where their K/V is written.
+
+        Gives the token's state after them, `exit_states` [1, 1, D], of which a verify runs the other layers only; and
+        `score` [1, 1] where the bundle has a trained exit, the logit of "my token is the last layer's".
+        """
         assert self._early, "the bundle has no early exit"
         start = cache.length + ahead
         cache.written = max(cache.written, start + 1)
         inputs = {**self._embedded(token), **self.positions(start, 1)}
-        return self.engine.run(self._early.name, inputs, cache.handle)["exit_states"]
+        return self.engine.run(self._early.name, inputs, cache.handle)
 
     @property
     def takes_trees(self) -> bool:

@@ -99,6 +99,7 @@ class EveryDrafter(ScriptedEngine):
             "dflash_draft": self._block,
             "mtp_heads": self._heads,
             "exit_draft": self._early,
+            "exit_fill": self._fill,
             "exit_verify": self._late,
             "model_decode": self._model,
             "model_prefill": self._model,
@@ -200,7 +201,24 @@ class EveryDrafter(ScriptedEngine):
         cache.own["early"][position] = int(inputs["embeddings"][0, 0, 0])
         assert np.flatnonzero(inputs["mask"][0, 0, 0]).tolist() == list(range(position + 1))
         seen = tuple(cache.own["early"][: position + 1])
-        return {"exit_states": np.array([[[self._remember(seen, seen)]]], np.float32)}
+        score = 3.0 if self.is_sure(seen) else -3.0
+        return {
+            "exit_states": np.array([[[self._remember(seen, seen)]]], np.float32),
+            "score": np.array([[score]], np.float32),
+        }
+
+    def is_sure(self, tokens: tuple[int, ...]) -> bool:
+        """What the exit's classifier says: of about half of the contexts, always the same ones."""
+        return next_token(tokens, "classifier") % 2 == 0
+
+    def _fill(self, spec: GraphSpec, inputs: Any, cache: Any) -> dict[str, Any]:
+        """The other layers' K/V, of a state that left: without them, who looks back there sees no token."""
+        (position,) = inputs["input_pos"].tolist()
+        text = self._tokens(inputs["exit_states"][0, 0, 0])
+        assert text == tuple(cache.own["early"][: position + 1]), "the state of another token, or another place"
+        assert inputs.keys() == {"exit_states", "input_pos"}
+        cache[position], cache.positions[position] = text[-1], position
+        return {}
 
     def _late(self, spec: GraphSpec, inputs: Any, cache: Any) -> dict[str, Any]:
         """The other layers: their K/V are of the tokens behind the states."""

@@ -19,6 +19,7 @@ from pocketdraft.export.families import family_of, load_target, make_target
 from pocketdraft.export.hf_compat import patch_transformers
 from pocketdraft.export.models.decoder import Target
 from pocketdraft.export.models.exits import Exits, exit_logits
+from pocketdraft.export.rungs import eager_pair
 from pocketdraft.export.stored import load as load_weights
 from pocketdraft.export.tiny import EXITS_DIR, PROMPTS_FILE, TARGET_DIR, train_exits
 from pocketdraft.export.tiny.corpus import DOMAINS
@@ -26,6 +27,7 @@ from pocketdraft.export.tiny.train import load
 from pocketdraft.export.tiny.training import LENGTH, Batches
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.prompts import read_prompts
+from pocketdraft.runtime.target import Target as DraftingTarget
 from pocketdraft.runtime.text import Tokenizer
 
 
@@ -121,6 +123,19 @@ def test_a_classifier_is_surer_where_its_exit_is_right(reference, exits, texts):
             torch.testing.assert_close(exits.after(cut).score(3 * states[cut]), score, atol=1e-3, rtol=1e-3)
             above = (score[right][:, None] > score[~right][None]).float().mean()  # the area under the ROC curve
             assert above > 0.65
+
+
+def test_the_graph_that_drafts_gives_its_state_and_what_the_classifier_says_of_it(reference, exits, texts):
+    engine = eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(EXITS_DIR), context=64)
+    target = DraftingTarget(engine)
+    cache = target.new_cache()
+    early = [target.draft_early(cache, token, ahead) for ahead, token in enumerate(texts[0, :8].tolist())]
+    with torch.no_grad():
+        states, _ = train_exits.teach(reference, texts[:1, :8])
+        wanted = exits.after(3).score(states[3])
+    for name, whole in (("exit_states", states[3]), ("score", wanted)):
+        ours = torch.from_numpy(np.concatenate([one[name] for one in early], 1))
+        torch.testing.assert_close(ours, whole, atol=2e-4, rtol=1e-4)
 
 
 # --- what their training leaves alone

@@ -7,16 +7,16 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scripted import plain, scripted_manifest
+from scripted import next_token, plain, scripted_manifest
 from scripted_drafters import EveryDrafter, every_drafter
 
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.rungs import eager_pair
 from pocketdraft.export.tiny import EXITS_DIR, PROMPTS_FILE, TARGET_DIR
-from pocketdraft.runtime.calm import ExitRule
-from pocketdraft.runtime.drafter_specs import EarlyExitSpec
+from pocketdraft.runtime.calm import ExitRule, Measure
 from pocketdraft.runtime.engine import Engine
 from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.graphs import GraphSpec, TensorSpec
 from pocketdraft.runtime.leaving import LeavingTarget, certify, write_calm
 from pocketdraft.runtime.manifest import MANIFEST_NAME, Manifest, read
 from pocketdraft.runtime.prompts import read_prompts
@@ -27,8 +27,22 @@ from pocketdraft.runtime.text import Tokenizer
 PROMPT = [1, 2, 3]
 
 
-def rule(threshold: float) -> ExitRule:
-    return ExitRule("gap", threshold, 40)
+def rule(threshold: float, measure: Measure = "gap") -> ExitRule:
+    return ExitRule(measure, threshold, 40)
+
+
+def skipping(fills: bool = True) -> EveryDrafter:
+    """The exit lies after the first of three layers that keep K/V, and has a classifier."""
+    manifest = every_drafter(200)
+    score = TensorSpec(name="score", dtype="float32", shape=(1, 1))
+    graphs = [
+        graph.model_copy(update={"outputs": (score,)}) if graph.role == "exit_draft" else graph
+        for graph in manifest.graphs
+    ]
+    if fills:
+        graphs.append(GraphSpec(name="exit_fill", role="exit_fill", part="target", width=1, inputs=(), outputs=()))
+    kv = tuple(manifest.kv[0].model_copy(update={"layer": layer}) for layer in range(3))
+    return EveryDrafter(manifest.model_copy(update={"graphs": tuple(graphs), "kv": kv}))
 
 
 def text(target: Target, prompt: list[int], budget: int = 30, drafter: str = "none") -> list[int]:
@@ -51,6 +65,38 @@ def test_where_all_are_sure_the_other_layers_never_run():
     assert text(target, PROMPT) == wanted[3:] != plain(PROMPT, 30)
     assert (target.left, target.asked) == (30, 30)
     assert not any(call.startswith("exit_verify") for call in engine.calls)
+
+
+def test_a_token_that_stays_sees_those_that_left_before():
+    """The engine raises where the layers that they skipped were given another state, or in another place."""
+    engine = skipping()
+    target, wanted = LeavingTarget(engine, rule(0.5, "classifier")), list(PROMPT)
+    for _ in range(60):
+        tokens = tuple(wanted)
+        wanted.append(engine._right_or_wrong(tokens) if engine.is_sure(tokens) else next_token(tokens))
+    assert text(target, PROMPT, 60) == wanted[3:] != plain(PROMPT, 60)
+    assert 10 < target.left < 50
+    assert engine.calls.count("exit_fill") == target.left
+    assert engine.calls.count("exit_verify_1") == 60 - target.left
+
+
+def test_a_classifier_saves_the_exit_s_head_where_a_token_stays():
+    for measure, asked in (("classifier", 0), ("gap", 30)):
+        engine = skipping()
+        text(LeavingTarget(engine, rule(1.0, measure)), PROMPT)
+        assert engine.calls.count("exit_head") == asked
+
+
+def test_a_measure_that_the_exit_lacks_is_refused():
+    with pytest.raises(PocketdraftError, match="confidence is classifier, the bundle's exit has gap; take"):
+        LeavingTarget(EveryDrafter(every_drafter(200)), rule(0.5, "classifier"))
+    with pytest.raises(PocketdraftError, match="confidence is cosine, the bundle's exit has gap and classifier; take"):
+        LeavingTarget(skipping(), rule(0.5, "cosine"))
+
+
+def test_a_bundle_that_cannot_fill_in_k_v_is_refused():
+    with pytest.raises(PocketdraftError, match=r"after layer 1, the first 3 keep K/V, .* export it again"):
+        LeavingTarget(skipping(fills=False), rule(0.5))
 
 
 def test_leaving_and_drafting_do_not_go_together():
@@ -87,15 +133,6 @@ def test_what_left_early_leaves_the_k_v_of_a_whole_pass(engine, prompts):
         kept = slice(session.cache.length)
         axis = (slice(None), slice(None), kept) if "kv_cache_k" in name else (..., kept)
         np.testing.assert_allclose(ours[name][axis], array[axis], atol=1e-4)
-
-
-def test_an_exit_before_a_layer_that_keeps_k_v_is_refused():
-    manifest = every_drafter(64)
-    specs = manifest.drafters.model_copy(update={"early_exit": EarlyExitSpec(layers=2)})
-    kv = tuple(manifest.kv[0].model_copy(update={"layer": layer}) for layer in range(3))
-    early = EveryDrafter(manifest.model_copy(update={"drafters": specs, "kv": kv}))
-    with pytest.raises(PocketdraftError, match=r"after layer 2, the first 3 keep K/V.*--early-exit 3"):
-        LeavingTarget(early, rule(0.5))
 
 
 def test_a_loose_bound_lets_tokens_leave_and_a_strict_one_none(engine, prompts):

@@ -94,6 +94,13 @@ class Trunk(nn.Module):
             found.append(x)
         return found
 
+    def fill(self, state: Tensor, positions: Tensor, kv: KVAccess, layers: Iterable[int]) -> None:
+        """Writes the K/V of `layers`, which own theirs, as if each were given `state` [1, T, D]. None of them runs."""
+        ropes = self._ropes(positions)
+        for index in layers:
+            layer: Any = self.layers[index]
+            layer.self_attn.remember(layer.input_layernorm(state), ropes[self.geometry.layers[index].kind], kv)
+
     @property
     def preparing(self) -> list[nn.Module]:
         """The modules with linear weights that `given` runs."""
@@ -118,9 +125,12 @@ class Trunk(nn.Module):
         sliding = next((layer.reads for layer in run if layer.kind == "sliding"), None)
         slots = mask.shape[-1] if sliding is None else kv.read(sliding)[0].shape[2]
         masks = additive_masks(mask, positions, g.window, held_positions(slots, mask.shape[-1], kv.last))
-        sizes = {layer.kind: layer.head_dim for layer in g.layers}
-        ropes = {kind: rotary(size, *g.rope[kind], positions) for kind, size in sizes.items()}
+        ropes = self._ropes(positions)
         return [(ropes[layer.kind], masks[layer.kind]) for layer in g.layers]
+
+    def _ropes(self, positions: Tensor) -> dict[Kind, tuple[Tensor, Tensor]]:
+        sizes = {layer.kind: layer.head_dim for layer in self.geometry.layers}
+        return {kind: rotary(size, *self.geometry.rope[kind], positions) for kind, size in sizes.items()}
 
 
 class Target(nn.Module):

@@ -15,7 +15,19 @@ from pocketdraft.runtime.errors import PocketdraftError
 
 from .decoder import Geometry, Target
 from .exits_config import ExitsConfig
-from .layers import GELU, GatedMLP, RMSNorm, linear
+from .layers import GELU, GatedMLP, RMSNorm
+
+
+class Row(nn.Module):
+    """A linear layer of one output [1, T, D] -> [1, T], spelled out: LiteRT transposes one row by a reshape, which no
+    kernel does in int8. No recipe sees it, and a row is not worth quantizing."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.weight).sum(-1)
 
 
 class Exit(nn.Module):
@@ -25,7 +37,7 @@ class Exit(nn.Module):
         super().__init__()
         self.norm = RMSNorm(hidden, eps)
         self.mlp = GatedMLP(hidden, intermediate, GELU())
-        self.classifier = linear(hidden, 1)
+        self.classifier = Row(hidden)
         self.classifier_bias = nn.Parameter(torch.empty(1))
 
     def forward(self, state: Tensor) -> Tensor:
@@ -34,7 +46,7 @@ class Exit(nn.Module):
 
     def score(self, state: Tensor) -> Tensor:
         """The hidden state after n layers [1, T, D] -> [1, T], the logit of "my token is the last layer's"."""
-        return self.classifier(self.norm(state))[..., 0] + self.classifier_bias  # type: ignore[no-any-return]
+        return self.classifier(self.norm(state)) + self.classifier_bias  # type: ignore[no-any-return]
 
 
 class Exits(nn.Module):

@@ -104,11 +104,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
         query = self._heads(self.q_norm(self._split(self.q_proj(x))), rope)
         if self.layer.owns_kv:
-            raw = self._split(self.k_proj(x))
-            value = raw if self.layer.v_is_k else self._split(self.v_proj(x))
-            kv.write(self.index, self._heads(self.k_norm(raw), rope), self.v_norm(value).transpose(1, 2))
+            self.remember(x, rope, kv)
         # Gemma 4 scales neither queries nor scores: q_norm carries the temperature.
         return self.o_proj(attend_grouped(query, mask, kv, self.layer.reads))  # type: ignore[no-any-return]
+
+    def remember(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVAccess) -> None:
+        """Writes K/V of x [1, T, D]."""
+        raw = self._split(self.k_proj(x))
+        value = raw if self.layer.v_is_k else self._split(self.v_proj(x))
+        kv.write(self.index, self._heads(self.k_norm(raw), rope), self.v_norm(value).transpose(1, 2))
 
     def _split(self, x: Tensor) -> Tensor:
         return split_heads(x, self.layer.head_dim)

@@ -1,26 +1,26 @@
 """Self-speculation (LayerSkip, arXiv 2404.16710): the target's first layers draft, the others verify.
 
 The graphs split the target where the drafting ends, so that no layer runs twice for a token: `exit_draft` runs the
-first layers and writes their K/V, `exit_verify_K` goes on from the states that it gave.
+first layers and writes their K/V, `exit_verify_K` goes on from the states that it gave. A token may also leave there
+for good (CALM, arXiv 2207.07061): `exit_fill` then makes the other layers' K/V of its state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from pocketdraft.runtime.drafter_specs import EarlyExitSpec
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.graphs import GraphSpec
+from pocketdraft.runtime.graphs import DrafterRole, GraphSpec, TensorSpec
 
 from ..checkpoint import Checkpoint
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
 from ..models.decoder import Target
-from ..models.exits import Exits, check_exits
+from ..models.exits import Exit, Exits, check_exits
 from ..models.exits_config import ExitsConfig
 from ..plan import Plan
 from ..step import Operators, Step, spec
@@ -32,14 +32,15 @@ STATES = "exit_states"
 
 
 class _Layers(nn.Module):
-    """Some of the target's layers: the first give their last state, those after them logits too."""
+    """Some of the target's layers. The first give their last state, and a trained exit's score of it; the others give
+    logits."""
 
     def __init__(
-        self, target: Target, layout: KVLayout, layers: range, written: set[int], operators: Operators
+        self, target: Target, layout: KVLayout, layers: range, operators: Operators, own_exit: Exit | None = None
     ) -> None:
         super().__init__()
-        self.trunk = target.trunk
-        self.written = tuple(tensor.name for tensor in layout.tensors(written))
+        self.trunk, self.exit = target.trunk, own_exit
+        self.written = tuple(tensor.name for tensor in layout.tensors(_owners(target, layers)))
         self.first, self.end = layers.start, layers.stop
         self.lm_head = target.lm_head if self.end == len(target.geometry.layers) else None
         self.softcap, self.kv_steps, self.operators = target.geometry.softcap, layout.steps, operators
@@ -60,19 +61,35 @@ class _Layers(nn.Module):
         assert embeddings is not None
         layers = range(self.first, self.end)
         state = self.trunk.states(embeddings, per_layer_embeddings, input_pos, mask, kv, layers, exit_states)[-1]
-        written = {name: kv.tensors[name] for name in self.written}
+        made = {name: kv.tensors[name] for name in self.written}
         if self.lm_head is None:
-            return {STATES: state, **written}
+            if self.exit is not None:
+                made["score"] = self.exit.score(state)
+            return {STATES: state, **made}
         hidden = self.trunk.norm(state)
-        return {"logits": capped(self.lm_head(hidden), self.softcap), "activations": hidden, **written}
+        return {"logits": capped(self.lm_head(hidden), self.softcap), "activations": hidden, **made}
+
+
+class _Fill(nn.Module):
+    """K/V of layers that a token skips, all of the one state that it leaves with."""
+
+    def __init__(self, target: Target, layout: KVLayout, layers: set[int], operators: Operators) -> None:
+        super().__init__()
+        self.trunk, self.layers = target.trunk, tuple(sorted(layers))
+        self.context, self.kv_steps, self.operators = layout.context, layout.steps, operators
+
+    def forward(self, exit_states: Tensor, input_pos: Tensor, **kv_cache: Tensor) -> dict[str, Tensor]:
+        kv = open_kv(self.kv_steps, kv_cache, input_pos, input_pos, self.context, self.operators)
+        self.trunk.fill(exit_states, input_pos, kv, self.layers)
+        return kv.tensors
 
 
 class _ExitHead(nn.Module):
     """What an exit, the target's norm and its head make of a state after the first layers."""
 
-    def __init__(self, target: Target, exits: Exits | None, layers: int) -> None:
+    def __init__(self, target: Target, own_exit: Exit | None) -> None:
         super().__init__()
-        self.exit = exits.after(layers) if exits else nn.Identity()
+        self.exit = own_exit or nn.Identity()
         self.norm, self.lm_head, self.softcap = target.trunk.norm, target.lm_head, target.geometry.softcap
 
     def forward(self, exit_states: Tensor) -> dict[str, Tensor]:
@@ -124,40 +141,51 @@ def _cut(model: Exits | None, plan: Plan, target: Target) -> int:
 def steps(model: Exits | None, plan: Plan, target: Target, target_kv: KVLayout, operators: Operators) -> list[Step]:
     """`model` None is a target that was trained to be left early: its own norm and head read any layer's state."""
     g, layout, first = target.geometry, target_kv, _cut(model, plan, target)
-    count = len(g.layers)
+    own_exit = model.after(first) if model else None
+    drafters, others = range(first), range(first, len(g.layers))
+    skipped = _owners(target, others)
 
-    def step(name: str, role: Literal["exit_draft", "exit_verify"], width: int, layers: range) -> Step:
+    def step(
+        role: DrafterRole,
+        width: int,
+        module: nn.Module,
+        layers: Iterable[int],
+        inputs: Iterable[TensorSpec],
+        outputs: Iterable[TensorSpec],
+    ) -> Step:
+        """`layers` are those whose K/V it takes, and gives where they are their own."""
         read = {g.layers[index].reads for index in layers}
-        written = {index for index in layers if g.layers[index].owns_kv}
-        inputs = list(target_inputs(target, layout, width))
-        outputs = [spec(STATES, "float32", 1, width, g.hidden)]
-        if role == "exit_verify":
-            # Per-layer inputs are made of the embeddings too; else the states are all that a layer after them takes.
-            inputs = [one for one in inputs if g.per_layer or one.name != "embeddings"]
-            inputs, outputs = (
-                [*inputs, *outputs],
-                [spec("logits", "float32", 1, width, g.vocab), spec("activations", "float32", 1, width, g.hidden)],
-            )
         graph = GraphSpec(
-            name=name,
+            name=f"{role}_{width}" if role == "exit_verify" else role,
             role=role,
             part="target",
             width=width,
-            inputs=(*inputs, *layout.tensors(read), *operators.inputs),
-            outputs=(*outputs, *layout.tensors(written)),
+            inputs=(*inputs, *layout.tensors(read), *(operators.inputs if read else ())),
+            outputs=(*outputs, *layout.tensors(_owners(target, layers))),
         )
-        return Step(graph, _Layers(target, layout, layers, written, operators).eval())
+        return Step(graph, module.eval())
 
-    head = GraphSpec(
-        name="exit_head",
-        role="exit_head",
-        part="target",
-        width=1,
-        inputs=(spec(STATES, "float32", 1, 1, g.hidden),),
-        outputs=(spec("logits", "float32", 1, 1, g.vocab),),
-    )
+    def verify(width: int) -> Step:
+        inputs = target_inputs(target, layout, width)
+        if not g.per_layer:  # those are made of the embeddings too; else the states are all that a layer takes
+            inputs = tuple(one for one in inputs if one.name != "embeddings")
+        given = *inputs, spec(STATES, "float32", 1, width, g.hidden)
+        made = spec("logits", "float32", 1, width, g.vocab), spec("activations", "float32", 1, width, g.hidden)
+        return step("exit_verify", width, _Layers(target, layout, others, operators), others, given, made)
+
+    state, logits = spec(STATES, "float32", 1, 1, g.hidden), spec("logits", "float32", 1, 1, g.vocab)
+    made = [state, spec("score", "float32", 1, 1)] if own_exit else [state]
+    drafting = _Layers(target, layout, drafters, operators, own_exit)
+    filling = _Fill(target, layout, skipped, operators)
+    fill = step("exit_fill", 1, filling, skipped, [state, spec("input_pos", "int32", 1)], [])
     return [
-        step("exit_draft", "exit_draft", 1, range(first)),
-        Step(head, _ExitHead(target, model, first).eval()),
-        *(step(f"exit_verify_{width}", "exit_verify", width, range(first, count)) for width in (1, *plan.verify)),
+        step("exit_draft", 1, drafting, drafters, target_inputs(target, layout, 1), made),
+        step("exit_head", 1, _ExitHead(target, own_exit), (), [state], [logits]),
+        *([fill] if skipped else []),
+        *(verify(width) for width in (1, *plan.verify)),
     ]
+
+
+def _owners(target: Target, layers: Iterable[int]) -> set[int]:
+    """Those that own K/V."""
+    return {index for index in layers if target.geometry.layers[index].owns_kv}

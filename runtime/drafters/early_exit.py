@@ -36,12 +36,13 @@ class EarlyExitDrafter:
         if count < 1:
             return NOTHING
         chain = Chain(context, self._sampler, self._early_stop)
-        states = [self._target.draft_early(self._cache, context.last, 0)]
+        states = [self._target.draft_early(self._cache, context.last, 0)["exit_states"]]
         going = True
         while going and len(chain.tokens) < count:
             logits = self._target.engine.run(self._head.name, {"exit_states": states[-1]})["logits"][0, 0]
             going = chain.draft(logits)
-            states.append(self._target.draft_early(self._cache, chain.tokens[-1], len(chain.tokens)))
+            early = self._target.draft_early(self._cache, chain.tokens[-1], len(chain.tokens))
+            states.append(early["exit_states"])
         return chain.proposal().begun(states)
 
     def observe(self, verdict: Verdict, verified: Verified) -> None: ...

@@ -22,6 +22,7 @@ enum class Role(val runs: Boolean = true) {
     DFLASH_CONTEXT(false),
     DFLASH_DRAFT(false),
     EXIT_DRAFT(false),
+    EXIT_FILL(false),
     EXIT_HEAD(false),
     EXIT_VERIFY(false),
     MTP_HEADS(false),

@@ -1,0 +1,121 @@
+"""K/V of the layers that a token skips where it leaves early: what the graphs make of its state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from test_llama import CONFIGS, Bundle
+from test_llama import both as both_of
+from transformers import Gemma4ForCausalLM
+from transformers.models.gemma4.modeling_gemma4 import apply_rotary_pos_emb
+
+from pocketdraft.export.backends.eager import EagerEngine
+from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.kv_layout import KVLayout
+from pocketdraft.export.pipeline import build
+from pocketdraft.export.plan import Plan, Recipes
+from pocketdraft.export.rungs import eager_pair
+from pocketdraft.export.step import Plain
+from pocketdraft.export.steps import early_exit
+from pocketdraft.export.tiny import EXITS_DIR, TARGET_DIR
+from pocketdraft.export.tiny.train import load
+from pocketdraft.quantize.recipe import load as load_recipe
+from pocketdraft.runtime.calm import ExitRule
+from pocketdraft.runtime.engine import Engine, open_engine
+from pocketdraft.runtime.leaving import LeavingTarget
+from pocketdraft.runtime.manifest import Backend
+from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.target import Target
+
+ALWAYS = ExitRule("gap", 0.0, 64, None)
+PROMPT = np.random.default_rng(0).integers(6, 2000, 60).tolist()
+FLOAT = Recipes(*[load_recipe("f32")] * 3)
+
+
+def left_early(engine: Engine, tokens: int) -> tuple[list[int], dict[str, np.ndarray]]:
+    """A text after PROMPT, all tokens of which left early, and their K/V by name, the slots of K and V first."""
+    target = LeavingTarget(engine, ALWAYS)
+    session = open_session(engine, "none", 0, target)
+    list(session.generate(PROMPT, tokens))
+    assert target.left == target.asked == tokens
+    positions, found = np.arange(len(PROMPT) - 1, session.cache.length), {}
+    for name, array in engine.read_kv(session.cache.handle).items():
+        rows = np.moveaxis(array[0], 1 if "kv_cache_k" in name else 2, 0)
+        found[name] = rows[positions % len(rows)]
+    return session.context.tokens[: session.cache.length], found
+
+
+@torch.no_grad()
+def k_v_of(model: Gemma4ForCausalLM, layer: int, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What transformers' layer would keep if it were given `state` [1, T, D]: [T, G, d] each, of position 0 and on."""
+    decoder = model.model.layers[layer]
+    own, x = decoder.self_attn, decoder.input_layernorm(state)
+    heads = (1, x.shape[1], -1, own.head_dim)
+    raw = own.k_proj(x).view(heads)
+    value = raw if own.v_proj is None else own.v_proj(x).view(heads)
+    rope = model.model.rotary_emb(x, torch.arange(x.shape[1])[None], own.layer_type)
+    return apply_rotary_pos_emb(own.k_norm(raw), *rope, unsqueeze_dim=2)[0], own.v_norm(value)[0]
+
+
+@pytest.mark.parametrize(("shape", "cut"), [("embedded", 1), ("embedded", 2), ("dense", 2)])
+def test_skipped_layers_keep_what_they_make_of_the_state_that_left(make_pair, shape, cut):
+    """The dense target's sliding layers are rings, which wrap around, and the values of its last one are its keys."""
+    folder: Path = TARGET_DIR if shape == "embedded" else make_pair(shape).target
+    engine = eager_pair(Checkpoint.open(folder), context=160, early_exit=cut)
+    tokens, found = left_early(engine, 40)
+    model = load(Gemma4ForCausalLM, folder)
+    with torch.no_grad():
+        states = model.model(torch.tensor([tokens]), use_cache=False, output_hidden_states=True).hidden_states
+    skipped = [layer.layer for layer in engine.manifest.kv if layer.layer >= cut]
+    assert len(skipped) == {("embedded", 1): 2, ("embedded", 2): 1, ("dense", 2): 4}[shape, cut]
+    for layer in skipped:
+        keys, values = (rows[len(PROMPT) - 1 :].numpy() for rows in k_v_of(model, layer, states[cut]))
+        np.testing.assert_allclose(found[f"kv_cache_k_{layer}"], keys, atol=1e-4)
+        np.testing.assert_allclose(found[f"kv_cache_v_{layer}"], values, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_first_layer_that_is_skipped_keeps_what_it_would_have_kept(config):
+    """The state that left is its own input; those after it would have been given others."""
+    _, target = both_of(config)
+    layout = KVLayout.of(target.geometry, 32)
+    plan = Plan(Path(), (), Path(), FLOAT, context=32, prefill=(2,), verify=(2,), early_exit=1)
+    steps = early_exit.steps(None, plan, target, layout, Plain())
+    engine, random = EagerEngine(Bundle(steps), steps), np.random.default_rng(0)
+    place = {"input_pos": np.array([5], np.int32)}
+    state = random.standard_normal((1, 1, target.geometry.hidden), np.float32)
+    whole, filled = engine.new_cache(), engine.new_cache()
+    mask = (np.arange(32) == 5)[None, None, None]
+    engine.run("exit_verify_1", {**place, "exit_states": state, "mask": mask}, whole)
+    engine.run("exit_fill", {**place, "exit_states": state}, filled)
+    for name in ("kv_cache_k", "kv_cache_v"):
+        torch.testing.assert_close(filled[f"{name}_1"], whole[f"{name}_1"])
+        assert (filled[f"{name}_2"] - whole[f"{name}_2"]).abs().max() > 0.1
+        assert not filled[f"{name}_0"].any()
+
+
+def test_where_no_skipped_layer_owns_k_v_there_is_nothing_to_fill():
+    manifest = eager_pair(Checkpoint.open(TARGET_DIR), context=96, early_exit=3).manifest
+    assert not manifest.graphs_of("exit_fill")
+    assert manifest.graphs_of("exit_draft")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_a_bundle_fills_in_what_torch_does(tmp_path, backend):
+    """Its sliding layers are rings that wrap around; one layer that owns K/V is skipped."""
+    eager = eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(EXITS_DIR), context=160, early_exit=2)
+    widths = {"context": 160, "prefill": (64,), "verify": (5,)}
+    build([Plan(TARGET_DIR, (EXITS_DIR,), tmp_path / "out", FLOAT, backend, **widths, early_exit=2)])
+    engine = open_engine(tmp_path / "out", 1)
+    (tokens, ours), (wanted, theirs) = left_early(engine, 80), left_early(eager, 80)
+    assert tokens == wanted
+    for name, array in theirs.items():
+        np.testing.assert_allclose(ours[name], array, atol=1e-3)
+    scores = [one.draft_early(one.new_cache(), 9, 0)["score"] for one in (Target(engine), Target(eager))]
+    np.testing.assert_allclose(*scores, atol=1e-3)
+    engine.close()
