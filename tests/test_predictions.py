@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from modelled import PROMPTS, opened, with_one
+from scripted_drafters import every_drafter
 
 from pocketdraft.runtime.benchmark import Task, fitted_lengths, measured_profile, survey_all
 from pocketdraft.runtime.cost import round_costs
@@ -15,6 +18,7 @@ from pocketdraft.runtime.lengths import measure, ways_of
 from pocketdraft.runtime.options import start
 from pocketdraft.runtime.results import ALL
 from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.tables import print_choice
 from pocketdraft.runtime.tune import choose_for
 
 TASK = Task(PROMPTS, max_tokens=60, threads=1)
@@ -24,8 +28,10 @@ KINDS = ["mtp", "dflash", "early_exit", "mtp_heads", "draft_model", None]
 def quiet(what: str, done: int, total: int) -> None: ...
 
 
-def test_what_was_measured_is_what_the_cost_model_predicts_of_every_drafter(monkeypatch):
-    bundle = opened(monkeypatch)
+@pytest.mark.parametrize(("verify", "held_out"), [((2, 3, 5), {3}), ((5,), {2, 3})])
+def test_what_was_measured_is_what_the_cost_model_predicts_of_every_drafter(monkeypatch, verify, held_out):
+    """With one verify graph too: that one draft is measured tells what each takes from what drafting does."""
+    bundle = opened(monkeypatch, every_drafter(200, verify))
     manifest, drafters = bundle.manifest, surveyable(bundle.manifest.drafters)
     assert drafters == ["dflash", "dflash_tree", "draft_model", "early_exit", "mtp", "mtp_heads", "prompt_lookup"]
     ways = ways_of(manifest, None, drafters)
@@ -34,7 +40,7 @@ def test_what_was_measured_is_what_the_cost_model_predicts_of_every_drafter(monk
     costs = round_costs(found.timings.profile(manifest, 1, fitted, 1e9), drafters)
     texts = {drafter: survey_all(bundle, TASK, drafter, 4, quiet) for drafter in costs}
     made = [one for one in predictions(found, texts, costs, fitted) if one.domain == ALL]
-    assert {(one.drafter, one.drafts) for one in made if one.held_out} == {(drafter, 3) for drafter in drafters}
+    assert {(one.drafter, one.drafts) for one in made if one.held_out} == set(itertools.product(drafters, held_out))
     assert {(one.drafter, one.drafts): one.error for one in made if abs(one.error) > 0.02} == {}
 
 
@@ -67,6 +73,17 @@ def test_where_no_drafter_pays_it_is_off_and_the_reason_names_the_best(monkeypat
     assert choice.reason.startswith(f"even the best, {best.drafter}, ")
 
 
+def test_the_table_of_a_choice_has_the_best_of_each_drafter(monkeypatch, capsys):
+    bundle = opened(monkeypatch)
+    choice = choose_for(bundle, TASK, profile := measured_profile(bundle, TASK, quiet), quiet)
+    print_choice("bundle", choice, profile)
+    shown = capsys.readouterr().out
+    assert len(choice.candidates) > 20
+    for drafter in surveyable(bundle.manifest.drafters):
+        best = max((one for one in choice.candidates if one.drafter == drafter), key=lambda one: one.gain)
+        assert f" {best.name} " in shown
+
+
 def test_the_cheapest_of_equally_good_drafters_is_chosen_and_a_dear_one_is_not(monkeypatch):
     """The scripted drafters are right at the same places: only what drafting takes tells them apart."""
     bundle = opened(monkeypatch, draft=3.0, exit_draft=3.0, mtp_heads=0.1, model_decode=3.0, dflash_draft=5.0)
@@ -76,13 +93,15 @@ def test_the_cheapest_of_equally_good_drafters_is_chosen_and_a_dear_one_is_not(m
     assert best["mtp_heads"] > best["mtp"] > best["draft_model"] > best["early_exit"]
 
 
-def test_drafters_that_a_profile_does_not_time_are_left_out_and_named(monkeypatch):
+def test_drafters_that_a_profile_does_not_time_are_left_out_and_named(monkeypatch, capsys):
     """As a phone's, which has timed MTP's graphs and no other drafter."""
     bundle = opened(monkeypatch)
     profile = measured_profile(bundle, TASK, quiet).model_copy(update={"drafters": {}})
     choice = choose_for(bundle, TASK, profile, quiet)
     assert {one.drafter for one in choice.candidates} == {"mtp", "prompt_lookup"}
     assert choice.left_out == ("dflash", "dflash_tree", "draft_model", "early_exit", "mtp_heads")
+    print_choice("bundle", choice, profile)
+    assert f"does not time the rounds of {', '.join(choice.left_out)}" in capsys.readouterr().out
 
 
 def test_a_profile_of_nothing_that_the_bundle_drafts_with_is_refused(monkeypatch):
