@@ -21,7 +21,7 @@ from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.tables import print_choice
 from pocketdraft.runtime.tune import choose_for
 
-TASK = Task(PROMPTS, max_tokens=60, threads=1)
+TASK = Task(PROMPTS, max_tokens=48, threads=1)
 KINDS = ["mtp", "dflash", "early_exit", "mtp_heads", "draft_model", None]
 
 
@@ -35,7 +35,7 @@ def test_what_was_measured_is_what_the_cost_model_predicts_of_every_drafter(monk
     manifest, drafters = bundle.manifest, surveyable(bundle.manifest.drafters)
     assert drafters == ["dflash", "dflash_tree", "draft_model", "early_exit", "mtp", "mtp_heads", "prompt_lookup"]
     ways = ways_of(manifest, None, drafters)
-    found = measure(bundle.engine, bundle.tokenizer, PROMPTS, ways, 60, TASK.sampling, quiet)
+    found = measure(bundle.engine, bundle.tokenizer, PROMPTS, ways, TASK.max_tokens, TASK.sampling, quiet)
     fitted = fitted_lengths(manifest)
     costs = round_costs(found.timings.profile(manifest, 1, fitted, 1e9), drafters)
     texts = {drafter: survey_all(bundle, TASK, drafter, 4, quiet) for drafter in costs}
