@@ -28,7 +28,7 @@ from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.stats import Stats
 from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
-from pocketdraft.runtime.timing import TimedEngine
+from pocketdraft.runtime.timing import Calls, TimedEngine
 
 DRAFTERS = ("mtp", "mtp_tree")
 
@@ -72,7 +72,7 @@ def compare(
             session.stats = stats[key]
             engine.take()
             one = run(session, tokenizer.encode(prompt.text), budget)
-            calls[key] += sum(call.graph == draft for call in engine.take())
+            calls[key] += len(engine.take().get(draft, Calls()).seconds)
             runs[key].append(one)
             texts.add(one.tokens)
         assert len(texts) == 1, f"chain and tree differ after {prompt.text[:40]!r}"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from . import clock, host
 from .compare import against_reference, stretches
-from .cost import RoundCost
+from .cost import round_costs
 from .draft_length import schedule_of
-from .drafters import default_rule, runnable
+from .drafters import default_rule, runnable, surveyable
 from .engine import open_engine
 from .errors import PocketdraftError
 from .figures import points, predictions, read_limit
@@ -77,8 +77,8 @@ def open_cold(bundle: Path, threads: int, prompt: Prompt) -> Opened:
 
 
 def fitted_lengths(manifest: Manifest) -> list[int]:
-    """One for each graph, the longest draft that it takes: the others are held out."""
-    return [0, *(graph.width - 1 for graph in manifest.graphs_of("verify"))]
+    """One for each graph, the longest draft that it takes, and a single draft: the others are held out."""
+    return sorted({0, 1, *(graph.width - 1 for graph in manifest.graphs_of("verify"))})
 
 
 def take_profile(bundle: Path, task: Task, advance: Progress) -> Profile:
@@ -90,9 +90,9 @@ def take_profile(bundle: Path, task: Task, advance: Progress) -> Profile:
 
 
 def measured_profile(opened: Opened, task: Task, advance: Progress) -> Profile:
-    """Of this machine: one draft length for each graph."""
-    lengths = fitted_lengths(opened.manifest)
-    ways = ways_of(opened.manifest, lengths)
+    """Of this machine: one draft length for each graph, of all drafters that can be surveyed or those named."""
+    lengths, drafters = fitted_lengths(opened.manifest), task.drafters or surveyable(opened.manifest.drafters)
+    ways = ways_of(opened.manifest, lengths, drafters)
     found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance)
     return profile_of(found, points(found.runs), opened.manifest, task, lengths, host.memory_bandwidth(task.threads))
 
@@ -110,8 +110,7 @@ def benchmark(
     manifest = opened.manifest
     widest = manifest.graphs_of("verify")[-1].width - 1
     drafters = _drafters(task, manifest)
-    if task.check:
-        _same_text(task, drafters[0])
+    checked = _checked(task, manifest, drafters)
     for length in task.lengths or ():
         if length > widest:
             raise PocketdraftError(
@@ -126,7 +125,7 @@ def benchmark(
     if table and mtp:
         ways.append(Way("mtp", "tuned"))
     found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance, table)
-    fitted = [length for length in fitted_lengths(manifest) if length in found.timings.texts]
+    fitted = [length for length in fitted_lengths(manifest) if length in found.timings.lengths]
     whole = len(fitted) == len(fitted_lengths(manifest))
     many, bandwidth = points(found.runs), host.memory_bandwidth(task.threads)
     profile = profile_of(found, many, manifest, task, fitted, bandwidth) if whole else None
@@ -135,9 +134,10 @@ def benchmark(
             advance(f"{rows} rows", 0, 1)
             many += points(_batch(opened, task, ways_of(manifest, task.lengths, drafters), rows), rows)
     predicted = []
-    if task.check and profile and mtp:
-        texts = survey_all(opened, task, "mtp", widest, advance)
-        predicted = predictions(found, texts, RoundCost.of(profile), fitted, table)
+    if checked and profile:
+        costs = round_costs(profile, checked)
+        texts = {drafter: survey_all(opened, task, drafter, widest, advance) for drafter in costs}
+        predicted = predictions(found, texts, costs, fitted, table)
     filled = int(statistics.median(len(opened.tokenizer.encode(prompt.text)) for prompt in task.prompts))
     results = Results(
         date=datetime.date.today().isoformat(),
@@ -171,6 +171,22 @@ def _drafters(task: Task, manifest: Manifest) -> Sequence[str]:
     if task.drafters is None:
         return (manifest.drafters.default,)
     return task.drafters or runnable(manifest.drafters)
+
+
+def _checked(task: Task, manifest: Manifest, drafters: Sequence[str]) -> list[str]:
+    """Those whose speeds are to be predicted. Raises PocketdraftError where none of them can be."""
+    if not task.check:
+        return []
+    known = surveyable(manifest.drafters)
+    for drafter in drafters:
+        _same_text(task, drafter)
+    found = [drafter for drafter in drafters if drafter in known]
+    if not found:
+        raise PocketdraftError(
+            f"--check cannot predict {', '.join(drafters)}, whose drafts depend on the rounds before; give --drafter "
+            f"one of {', '.join(known)}."
+        )
+    return found
 
 
 def survey_all(opened: Opened, task: Task, drafter: str, longest: int, advance: Progress) -> dict[str, list[Surveyed]]:

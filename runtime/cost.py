@@ -18,9 +18,9 @@ from itertools import pairwise
 import numpy as np
 
 from .errors import PocketdraftError
-from .profile import GraphTiming, Profile
+from .profile import EMBEDDERS, DraftingTiming, GraphTiming, HostTiming, Profile
 
-DRAFTLESS = ("none", "prompt_lookup")  # drafters that run no graph
+GRAPHLESS = ("none", "prompt_lookup")  # drafters that run no graph
 REMEMBERED_ROUNDS = 32  # a device gets warm and slower: only the last few rounds tell what it does now
 
 
@@ -29,14 +29,12 @@ class RoundCost:
     """Seconds, or any other unit, of what a round is made of.
 
     `verify_s` is by width, narrowest first; the first is decoding, width 1. `draft_s` is one draft, its argmax and its
-    row of the verify included, `drafting_s` comes once where there are drafts, `round_s` is the loop's own work,
-    `lookup_s` one embedding lookup.
+    row of the verify included, `drafting_s` comes once where there are drafts, `round_s` is the loop's own work.
     """
 
     verify_s: tuple[tuple[int, float], ...]
     draft_s: float
     round_s: float = 0.0
-    lookup_s: float = 0.0
     drafting_s: float = 0.0
 
     @property
@@ -55,9 +53,8 @@ class RoundCost:
         """A round that verifies so many drafts. A tree takes fewer `calls` of the drafter than it has nodes: one for
         each node with children; a chain takes one for each draft."""
         calls = nodes if calls is None else calls
-        lookups = calls + nodes + 1  # one before each draft call, one for each row of the verify
         drafting = self.drafting_s if nodes else 0.0
-        return self.verify(nodes + 1) + calls * self.draft_s + drafting + self.round_s + lookups * self.lookup_s
+        return self.verify(nodes + 1) + calls * self.draft_s + drafting + self.round_s
 
     @staticmethod
     def flat(draft: float, longest: int = 64) -> RoundCost:
@@ -68,25 +65,47 @@ class RoundCost:
     def of(profile: Profile, drafter: str = "mtp", filled: int | None = None) -> RoundCost:
         """What a profile says of a drafter's rounds. `filled` is the context fill, between those that were timed.
 
-        Raises PocketdraftError for a profile without the graphs that a round runs.
+        Raises PocketdraftError for a profile that does not tell of them.
         """
-        target = _by_width(profile, ("decode", "verify"), filled)
-        draft = _by_width(profile, ("draft",), filled)
-        if 1 not in target or len(target) < 2 or not draft:
-            raise PocketdraftError(
-                f"The profile of {profile.device.name} times no decode, verify or draft graph, only what was "
-                f"{profile.origin} as a whole; take one on the device with `pocketdraft profile BUNDLE`."
-            )
-        embed = _by_width(profile, ("embed",), None)
-        per_layer = _by_width(profile, ("embed_per_layer",), None)
-        host = profile.host
-        return RoundCost(
-            verify_s=tuple(sorted(target.items())),
-            draft_s=(0.0 if drafter in DRAFTLESS else draft[1]) + (host.draft_s if host else 0.0),
-            round_s=host.round_s if host else 0.0,
-            lookup_s=(embed.get(1, 0.0) + per_layer.get(1, 0.0)) * (host.lookup_share if host else 1.0),
-            drafting_s=host.drafting_s if host and drafter not in DRAFTLESS else 0.0,
+        return round_costs(profile, (drafter,), filled)[drafter]
+
+
+def round_costs(profile: Profile, drafters: Sequence[str], filled: int | None = None) -> dict[str, RoundCost]:
+    """By drafter, as far as the profile tells of its rounds. Raises PocketdraftError where it tells of none."""
+    found = {name: cost for name in drafters if (cost := _round_cost(profile, name, filled))}
+    if not found:
+        raise PocketdraftError(
+            f"The profile of {profile.device.name} ({profile.origin}) does not time the rounds of "
+            f"{', '.join(drafters)}; take one on the device with `pocketdraft profile BUNDLE`."
         )
+    return found
+
+
+def _round_cost(profile: Profile, drafter: str, filled: int | None) -> RoundCost | None:
+    host = profile.host or HostTiming(round_s=0.0)
+    lookup_s = host.lookup_share * sum(_by_width(profile, role, None).get(1, 0.0) for role in EMBEDDERS)
+    drafting = profile.drafters.get(drafter) or _of_graphs(profile, drafter, host, lookup_s, filled)
+    decode = _by_width(profile, "decode", filled)
+    verify = _by_width(profile, drafting.verify, filled) if drafting else {}
+    if drafting is None or not decode or not verify:
+        return None
+    by_width = tuple(sorted({**verify, **decode}.items()))
+    return RoundCost(by_width, drafting.draft_s, host.round_s + lookup_s, drafting.drafting_s)
+
+
+def _of_graphs(
+    profile: Profile, drafter: str, host: HostTiming, lookup_s: float, filled: int | None
+) -> DraftingTiming | None:
+    """Of a drafter that runs one graph a draft, or none, where its rounds were not timed as a whole.
+
+    Each draft looks up two embeddings, its call's and its row's of the verify; one that no graph made, only that.
+    """
+    draft = _by_width(profile, "draft", filled).get(1)
+    if drafter == "mtp" and draft:
+        return DraftingTiming(drafting_s=host.drafting_s, draft_s=draft + host.draft_s + 2 * lookup_s)
+    if drafter in GRAPHLESS:
+        return DraftingTiming(drafting_s=0.0, draft_s=host.draft_s + lookup_s)
+    return None
 
 
 class Times:
@@ -168,11 +187,11 @@ def best_length(cost: RoundCost, chances: Sequence[float]) -> tuple[int, float]:
     return best, speeds[best]
 
 
-def _by_width(profile: Profile, roles: Sequence[str], filled: int | None) -> dict[int, float]:
+def _by_width(profile: Profile, role: str, filled: int | None) -> dict[int, float]:
     """Median seconds by width, at a context fill; None takes the fullest that was timed."""
     timings: dict[int, list[GraphTiming]] = {}
     for timing in profile.graphs:
-        if timing.role in roles:
+        if timing.role == role:
             timings.setdefault(timing.width, []).append(timing)
     return {width: _at(sorted(found, key=lambda one: one.filled), filled) for width, found in timings.items()}
 

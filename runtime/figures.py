@@ -81,20 +81,24 @@ def predict(texts: Sequence[Surveyed], way: Way, cost: RoundCost, schedule: Sche
 
 def predictions(
     measured: Measured,
-    texts: Mapping[str, Sequence[Surveyed]],
-    cost: RoundCost,
+    texts: Mapping[str, Mapping[str, Sequence[Surveyed]]],
+    costs: Mapping[str, RoundCost],
     fitted: Collection[int],
     schedule: Schedule | None = None,
 ) -> list[Prediction]:
-    """Of the ways that were measured with the surveyed drafter, mtp; `texts` in the order of their runs."""
+    """Of the ways that were measured with a surveyed drafter, and of plain decoding; `texts` by drafter and domain, in
+    the order of their runs."""
     whole = {**measured.runs, ALL: together(measured.runs)}
-    surveyed = {**texts, ALL: [text for domain in measured.runs for text in texts[domain]]}
+    any_drafter = next(iter(texts))
     found = []
     for domain, by_way in whole.items():
         for way, one in by_way.items():
-            if way.drafter not in ("mtp", "none"):
+            drafter = any_drafter if way == PLAIN else way.drafter
+            if drafter not in texts:
                 continue
-            speeds = predict(surveyed[domain], way, cost, schedule)
+            own = texts[drafter]
+            surveyed = [text for name in measured.runs if domain in (name, ALL) for text in own[name]]
+            speeds = predict(surveyed, way, costs[drafter], schedule)
             errors = [guess / speed - 1 for guess, speed in zip(speeds, one.speeds, strict=True)]
             found.append(
                 Prediction(
@@ -110,9 +114,10 @@ def predictions(
     return found
 
 
-def median_error(found: Sequence[Prediction]) -> float:
-    """Of the held-out draft lengths by domain, without sign."""
-    errors = [abs(one.error) for one in found if one.held_out and one.domain != ALL and isinstance(one.drafts, int)]
+def median_error(found: Sequence[Prediction], drafter: str | None = None) -> float:
+    """Of the held-out draft lengths by domain, without sign; of one drafter, or of all."""
+    held_out = [one for one in found if one.held_out and one.domain != ALL and isinstance(one.drafts, int)]
+    errors = [abs(one.error) for one in held_out if drafter in (None, one.drafter)]
     return statistics.median(errors) if errors else float("nan")
 
 

@@ -145,10 +145,10 @@ def _run(session: Session, prompt: list[int], budget: int, way: Way, into: Runs,
     first_s = now() - started
     while session.context.finish is None:
         session.round()
-    seconds, calls = sum(own.seconds.values()), tuple(engine.take())
-    if way.drafter in ("mtp", "none") and isinstance(way.drafts, int):
-        one = Generation(own.rounds, own.proposed, seconds, calls)
-        found.timings.texts.setdefault(way.drafts, []).append(one)
+    seconds, calls = sum(own.seconds.values()), engine.take()
+    if isinstance(way.drafts, int):
+        one = Generation(own.rounds, own.drafted_rounds, own.proposed, seconds, calls)
+        found.timings.texts.setdefault((way.drafter, way.drafts), []).append(one)
     own.check()
     into.tokens.append(own.emitted)
     into.seconds.append(seconds)

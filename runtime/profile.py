@@ -22,9 +22,13 @@ that is newer. `null` says "not known"; fields with a default may be left out.
                             of a call as the loop makes it: inputs copied in, outputs copied out, no warm-up run counted
     host              what rounds take beyond the medians of their graphs
         round_s             every round: acceptance, bookkeeping
-        drafting_s          a round that drafts at all, on top: another model's weights in the caches; 0 by default
-        draft_s             each draft, on top: its argmax, building its inputs, its row of the verify
         lookup_share        embedding lookups that ran the embedder, of all; the others were remembered rows
+        drafting_s, draft_s  as below, but beyond the drafter's graphs: of mtp and prompt_lookup, where `drafters` does
+                            not tell; 0 by default
+    drafters          by name, what drafting adds to a round, graphs and all; {} by default
+        verify              the role of the graphs that verify its drafts
+        drafting_s          a round that drafts at all
+        draft_s             each draft, its row of the verify included; of a tree each node
     speeds            a list of decoding speeds, measured in whole generations or reported:
         model, drafter, drafts, batch, temperature
         plain_tokens_per_s, tokens_per_s, ratio
@@ -56,6 +60,8 @@ from .graphs import Role
 from .manifest import Backend, Manifest
 
 FORMAT_VERSION = 1
+EMBEDDERS = ("embed", "embed_per_layer")  # roles
+VerifyRole = Literal["verify", "exit_verify"]
 
 
 class _Frozen(BaseModel):
@@ -93,9 +99,17 @@ class HostTiming(_Frozen):
     """What rounds take beyond the medians of their graphs."""
 
     round_s: NonNegativeFloat
-    draft_s: NonNegativeFloat
+    draft_s: NonNegativeFloat = 0.0
     drafting_s: NonNegativeFloat = 0.0
     lookup_share: float = Field(default=1.0, ge=0, le=1)
+
+
+class DraftingTiming(_Frozen):
+    """What a drafter adds to a round beyond its verify and what a plain one takes."""
+
+    verify: VerifyRole = "verify"
+    drafting_s: NonNegativeFloat
+    draft_s: NonNegativeFloat
 
 
 class Speed(_Frozen):
@@ -136,6 +150,7 @@ class Profile(_Frozen):
     memory_bandwidth: PositiveFloat | None = None
     graphs: tuple[GraphTiming, ...] = ()
     host: HostTiming | None = None
+    drafters: dict[str, DraftingTiming] = Field(default_factory=dict)
     speeds: tuple[Speed, ...] = ()
 
     @model_validator(mode="after")

@@ -56,7 +56,7 @@ def compare(
         if not (out / MANIFEST_NAME).is_file():
             folder.mkdir(exist_ok=True)
             _export(read(bundle), recipe, pair, out, advance)
-        choice, profile = tune(out, task, None, advance)
+        choice, profile = tune(out, replace(task, drafters=("mtp",)), None, advance)
         rows.append(row(recipe, read(out), choice, RoundCost.of(profile).seconds(0)))
     return Precisions(
         date=datetime.date.today().isoformat(),

@@ -226,7 +226,7 @@ def _roofline(found: Results) -> Figure:
 def _predictions(found: Results) -> Section:
     rows = tuple(
         (
-            str(one.drafts),
+            f"{one.drafter} {one.drafts}" if one.drafts else "off",
             one.domain,
             "held out" if one.held_out else "fitted",
             f"{one.predicted:,.0f}",

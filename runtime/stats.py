@@ -99,9 +99,14 @@ class Stats:
         return self.rounds - self.corrected
 
     @property
+    def drafted_rounds(self) -> int:
+        """Those that proposed something."""
+        return sum(rounds for (proposed, _), rounds in self.outcomes.items() if proposed)
+
+    @property
     def accepted_per_round(self) -> float:
         """Mean over the rounds that proposed something; the target's own token is not counted."""
-        drafted = self._count(lambda depth, reach, accepted: depth > 0)
+        drafted = self.drafted_rounds
         return self.accepted / drafted if drafted else 0.0
 
     @property

@@ -5,16 +5,18 @@ right is a fact of that place, and not of the rounds before: it is surveyed once
 drafter at each token and proposes nothing. Any rule for the number of drafts is then played on paper, round for round
 as the session would, with no acceptance rate assumed. (Shorter drafts start at other places than longer ones: rates
 measured at one length do not hold at another.)
+
+A tree is surveyed once too: found best first, the tree of n nodes is the first n of a larger one. Drafters that learn
+from their own rounds, `mtp_tree` and `hybrid`, draft something else where those are others, and cannot be surveyed.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 from .accept import Verdict
-from .clock import now
 from .context import Context, Emitted
 from .cost import RoundCost
 from .draft_length import DraftLength, EarlyStop, Never
@@ -28,39 +30,40 @@ from .target import Prefilled, Target, Verified
 
 @dataclass(frozen=True)
 class Place:
-    """A draft that starts here: of `proposed` tokens the first `right` are the text's. `confidences` are of all."""
+    """A draft that starts here, of `proposed` nodes. `path` are those that the text takes, of a chain its first ones;
+    `confidences` are of all, where the drafter tells them."""
 
     proposed: int
-    right: int
+    path: tuple[int, ...]
     confidences: tuple[float, ...] = ()
+
+    def accepted(self, nodes: int) -> int:
+        """If no more than the first `nodes` are proposed."""
+        return bisect_left(self.path, nodes)
 
 
 @dataclass(frozen=True)
 class Surveyed:
     """One text. `places[i]` is where i of its tokens were out; `budget` is what it was allowed, `room` the cache's
-    free slots at the start. `propose_s` is what the drafter took at a place."""
+    free slots at the start."""
 
     places: tuple[Place, ...]
     budget: int
     room: int
-    propose_s: float = 0.0
 
 
 class _Watched:
     """A drafter that is asked at each token, and whose drafts are kept from the target."""
 
-    def __init__(self, drafter: Drafter, longest: int) -> None:
-        self._drafter, self._longest = drafter, longest
+    def __init__(self, drafter: Drafter) -> None:
+        self._drafter = drafter
         self.drafts: list[Proposal] = []
-        self.seconds = 0.0
 
     def restart(self, prefilled: Sequence[Prefilled]) -> None:
         self._drafter.restart(prefilled)
 
     def propose(self, context: Context, count: int) -> Proposal:
-        started = now()
-        self.drafts.append(self._drafter.propose(context, self._longest))
-        self.seconds += now() - started
+        self.drafts.append(self._drafter.propose(context, count))
         return NOTHING
 
     def observe(self, verdict: Verdict, verified: Verified) -> None:
@@ -70,25 +73,27 @@ class _Watched:
 def survey(
     target: Target, drafter: str, longest: int, prompt: Sequence[int], budget: int, sampler: Sampler = GREEDY
 ) -> Surveyed:
-    """Of one text, which takes `longest` drafts for each of its tokens. Not for a sampler that rejects: with it the
-    text depends on the drafts."""
-    session: Session = open_session(target.engine, "none", 0, target, sampler)
-    session.drafter = watched = _Watched(load(drafter, target, session.cache, sampler, Never()), longest)
+    """Of one text, which takes `longest` drafts for each of its tokens, or as many as there is room for. Not for a
+    sampler that rejects: with it the text depends on the drafts."""
+    session: Session = open_session(target.engine, "none", longest, target, sampler)
+    session.drafter = watched = _Watched(load(drafter, target, session.cache, sampler, Never()))
     room = session.cache.capacity - len(prompt) + 1
     tokens = [token for emitted in session.generate(prompt, budget) for token in emitted.tokens]
     places = tuple(_judge(proposal, tokens[at:]) for at, proposal in enumerate(watched.drafts))
-    return Surveyed(places, budget, room, watched.seconds / len(places))
+    return Surveyed(places, budget, room)
 
 
 def _judge(proposal: Proposal, text: Sequence[int]) -> Place:
-    pairs = zip(proposal.tokens, text, strict=False)
-    right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return Place(len(proposal), right, proposal.confidences)
+    path: list[int] = []
+    for node, (token, parent) in enumerate(zip(proposal.tokens, proposal.parents, strict=True)):
+        if len(path) < len(text) and token == text[len(path)] and parent == (path[-1] if path else -1):
+            path.append(node)
+    return Place(len(proposal), tuple(path), proposal.confidences)
 
 
 @dataclass
 class Played:
-    """Rounds on paper, with the time that a device would take for them."""
+    """Rounds on paper, with the time that a device would take for them. A tree's count as a chain of as many nodes."""
 
     stats: Stats = field(default_factory=Stats)
     seconds: float = 0.0
@@ -111,7 +116,7 @@ def play(
             place, room = text.places[at], min(text.budget, text.room) - at
             asked = min(length.next(played.stats), text.budget - at - 1, _longest(cost, text.room - at), place.proposed)
             made = next((n for n in range(1, asked) if early_stop and early_stop.enough(place.confidences[:n])), asked)
-            accepted = min(place.right, made)
+            accepted = place.accepted(made)
             emitted = min(accepted + 1, len(text.places) - at, room + 1)
             proposal = Proposal.chain((0,) * made, confidences=place.confidences[:made] if early_stop else ())
             verdict = Verdict((0,) * accepted, 0, tuple(range(accepted + 1)))

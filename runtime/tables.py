@@ -63,15 +63,15 @@ def print_predictions(found: Results) -> None:
     domains = list(dict.fromkeys(one.domain for one in held_out))
     for domain in domains:
         table.add_column(domain, justify="right")
-    for drafts in dict.fromkeys(one.drafts for one in held_out):
-        row = [one for one in held_out if one.drafts == drafts]
-        table.add_row(str(drafts), *(f"{one.error:+.1%}" for one in row))
+    for way in dict.fromkeys((one.drafter, one.drafts) for one in held_out):
+        row = [one for one in held_out if (one.drafter, one.drafts) == way]
+        table.add_row(f"{way[0]} {way[1]}", *(f"{one.error:+.1%}" for one in row))
     console = Console()
     if held_out:
         console.print(table)
-        console.print(
-            f"Median error on draft lengths that were not used to fit: {median_error(found.predictions):.1%}."
-        )
+        drafters = list(dict.fromkeys(one.drafter for one in held_out))
+        errors = (f"{drafter} {median_error(found.predictions, drafter):.1%}" for drafter in drafters)
+        console.print(f"Median error on draft lengths that were not used to fit: {', '.join(errors)}.")
     else:
         console.print(
             "Every draft length has a graph of its own, none is left to be held out; run more with --lengths."
@@ -79,9 +79,12 @@ def print_predictions(found: Results) -> None:
 
 
 def print_choice(bundle: str, found: Choice, profile: Profile) -> None:
-    console = Console()
+    """The candidates with most gain, and the best of each drafter."""
+    console = table_console()
     table = Table("", "gain", title=f"{bundle} on {profile.device.name} ({profile.origin})", title_justify="left")
-    best = sorted(found.candidates, key=lambda one: -one.gain)[:SHOWN]
+    ranked = sorted(found.candidates, key=lambda one: -one.gain)
+    firsts = {one.drafter: one for one in reversed(ranked)}
+    best = [one for rank, one in enumerate(ranked) if rank < SHOWN or one == firsts[one.drafter]]
     domains = list(best[0].gains) if best else []
     for domain in domains:
         table.add_column(domain, justify="right")
@@ -92,6 +95,8 @@ def print_choice(bundle: str, found: Choice, profile: Profile) -> None:
     console.print(f"[bold]{found.chosen.name}[/]: {found.reason}.")
     for domain, gain in found.loses.items():
         console.print(f"It loses on {domain}: {gain:.2f}x.")
+    if found.left_out:
+        console.print(f"The profile does not time the rounds of {', '.join(found.left_out)}: left out.")
 
 
 def print_recipes(found: Precisions) -> None:

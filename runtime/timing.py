@@ -1,17 +1,20 @@
 """What each graph takes within the loop, and what the loop adds: a device profile of this machine.
 
 Graphs are timed where they run, in real rounds: on their own they would find other things in the caches. Medians are
-taken, and what rounds take beyond them, in Python and by slower calls, is fitted to whole texts: see `HostTiming`.
+taken. What rounds take beyond those of the target's, in a drafter's graphs, in Python and by slower calls, is fitted to
+whole texts, so that nothing has to be said of what a drafter runs: see `DraftingTiming`.
 """
 
 from __future__ import annotations
 
 import datetime
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,21 +25,33 @@ from .engine import Arrays, Delegating, Engine
 from .errors import PocketdraftError
 from .graphs import GraphSpec
 from .manifest import Manifest
-from .profile import GraphTiming, HostTiming, Profile, Speed, files_digest
+from .profile import (
+    EMBEDDERS,
+    DraftingTiming,
+    GraphTiming,
+    HostTiming,
+    Profile,
+    Speed,
+    VerifyRole,
+    files_digest,
+)
 from .target import Target
 
 PACKAGES = {"litert": "ai-edge-litert", "executorch": "executorch", "onnx": "onnxruntime"}
-EMBEDDERS = ("embed", "embed_per_layer")
+VERIFIES = get_args(VerifyRole)
 PREFILLS = 5  # calls of each prefill graph
+Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One run of a graph. `filled` slots of the cache were committed before."""
+@dataclass
+class Calls:
+    """The runs of one graph: what each took, and how many slots of the cache were committed before."""
 
-    graph: str
-    seconds: float
-    filled: int
+    seconds: array[float] = field(default_factory=lambda: array("d"))
+    filled: array[int] = field(default_factory=lambda: array("l"))
+
+
+ByGraph = Mapping[str, Calls]
 
 
 class TimedEngine(Delegating):
@@ -44,53 +59,56 @@ class TimedEngine(Delegating):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self._calls: list[Call] = []
+        self._calls: defaultdict[str, Calls] = defaultdict(Calls)
 
     def run(self, graph: str, inputs: Arrays, cache: Any = None) -> dict[str, npt.NDArray[Any]]:
         started = now()
         outputs = super().run(graph, inputs, cache)
         seconds = now() - started
         place = inputs.get("input_pos")
-        self._calls.append(Call(graph, seconds, 0 if place is None else int(place[0])))
+        calls = self._calls[graph]
+        calls.seconds.append(seconds)
+        calls.filled.append(0 if place is None else int(place[0]))
         return outputs
 
-    def take(self) -> list[Call]:
+    def take(self) -> ByGraph:
         """The calls since the last time."""
-        calls, self._calls = self._calls, []
+        calls, self._calls = self._calls, defaultdict(Calls)
         return calls
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One text by the MTP drafter, or plain: its rounds, their drafts, time and calls of graphs."""
+    """One text: its rounds, those that drafted, their drafts, the time and the calls."""
 
     rounds: int
+    drafted: int
     drafts: int
     seconds: float
-    calls: tuple[Call, ...]
+    calls: ByGraph
 
 
 @dataclass
 class Timings:
-    """Texts by the number of drafts that was asked for, and calls of the graphs that run prompts."""
+    """Texts by drafter and the number of drafts that was asked for, and calls of the graphs that run prompts."""
 
-    texts: dict[int, list[Generation]] = field(default_factory=dict)
-    prefills: list[Call] = field(default_factory=list)
+    texts: dict[tuple[str, int], list[Generation]] = field(default_factory=dict)
+    prefills: ByGraph = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> set[int]:
+        """The numbers of drafts that were asked for."""
+        return {asked for _, asked in self.texts}
 
     def profile(
         self, manifest: Manifest, threads: int, lengths: Collection[int], bandwidth: float, speeds: Sequence[Speed] = ()
     ) -> Profile:
-        """Of the texts that asked for one of `lengths`. Raises PocketdraftError where they leave a graph out."""
-        texts = {asked: self.texts[asked] for asked in lengths if asked in self.texts}
-        calls: dict[str, list[Call]] = {}
-        for call in [*self.prefills, *(call for found in texts.values() for one in found for call in one.calls)]:
-            calls.setdefault(call.graph, []).append(call)
-        left_out = [g for g in manifest.graphs if g.name not in calls and g.role in ("decode", "draft", "embed")]
-        if left_out:
-            raise PocketdraftError(
-                f"No round ran the graph {left_out[0].name}, a profile needs all; give more prompts or more tokens."
-            )
+        """Of the texts that asked for one of `lengths`, 0 among them. Raises PocketdraftError where none drafted."""
+        texts = {way: found for way, found in self.texts.items() if way[1] in lengths}
+        calls = _together([self.prefills, *(one.calls for found in texts.values() for one in found)])
+        _require(manifest, calls)
         graphs = tuple(_timing(graph, calls[graph.name]) for graph in manifest.graphs if graph.name in calls)
+        host_timing = _host(graphs, texts["none", 0])
         return Profile(
             origin="measured",
             source=f"pocketdraft {metadata.version('pocketdraft')}",
@@ -103,73 +121,106 @@ class Timings:
             threads=threads,
             memory_bandwidth=bandwidth,
             graphs=graphs,
-            host=_host(graphs, texts),
+            host=host_timing,
+            drafters=_drafters(graphs, texts, host_timing),
             speeds=tuple(speeds),
         )
 
 
-def time_prefills(target: Target, engine: TimedEngine, random: np.random.Generator) -> list[Call]:
+def time_prefills(target: Target, engine: TimedEngine, random: np.random.Generator) -> ByGraph:
     """A few calls of each prefill graph, the first left out."""
-    calls: list[Call] = []
+    found = {}
     for graph in engine.manifest.graphs_of("prefill"):
-        for again in range(PREFILLS + 1):
-            cache = target.new_cache()
-            engine.take()
-            target.prefill(cache, random.integers(0, engine.manifest.vocab_size, graph.width).tolist())
-            calls += [call for call in engine.take() if again and call.graph == graph.name]
-    return calls
+        engine.take()
+        for _ in range(PREFILLS + 1):
+            tokens = random.integers(0, engine.manifest.vocab_size, graph.width)
+            target.prefill(target.new_cache(), tokens.tolist())
+        calls = engine.take()[graph.name]
+        found[graph.name] = Calls(calls.seconds[1:], calls.filled[1:])
+    return found
 
 
-def _timing(graph: GraphSpec, calls: Sequence[Call]) -> GraphTiming:
-    lower, median, upper = np.quantile([call.seconds for call in calls], (0.25, 0.5, 0.75)).tolist()
+def _together(parts: Iterable[ByGraph]) -> ByGraph:
+    found: defaultdict[str, Calls] = defaultdict(Calls)
+    for part in parts:
+        for graph, calls in part.items():
+            found[graph].seconds.extend(calls.seconds)
+            found[graph].filled.extend(calls.filled)
+    return dict(found)
+
+
+def _require(manifest: Manifest, calls: ByGraph) -> None:
+    """That drafts were verified, with any graph."""
+    if not any(graph.role in VERIFIES and graph.name in calls for graph in manifest.graphs):
+        raise PocketdraftError(
+            f"No round ran {manifest.graphs_of('verify')[0].name} or any other graph that verifies drafts, a profile "
+            "needs some; give more prompts or more tokens."
+        )
+
+
+def _timing(graph: GraphSpec, calls: Calls) -> GraphTiming:
+    lower, median, upper = np.quantile(calls.seconds, (0.25, 0.5, 0.75)).tolist()
     return GraphTiming(
         name=graph.name,
         role=graph.role,
         width=graph.width,
-        filled=int(statistics.median(call.filled for call in calls)),
+        filled=int(statistics.median(calls.filled)),
         median_s=median,
         lower_quartile_s=lower,
         upper_quartile_s=upper,
-        runs=len(calls),
+        runs=len(calls.seconds),
     )
 
 
-def _host(graphs: Sequence[GraphTiming], texts: Mapping[int, Sequence[Generation]]) -> HostTiming:
-    """What rounds take beyond the medians of their graphs: a line over the number of drafts, and none apart.
-
-    Of the median text by number: within a text slow calls count, as many of them make it slow; a text that another
-    program slowed down does not.
-    """
+def _host(graphs: Sequence[GraphTiming], plain: Sequence[Generation]) -> HostTiming:
+    """Of plain decoding's median text: within a text slow calls count, as many of them make it slow; a text that
+    another program slowed down does not."""
     medians = {graph.name: graph.median_s for graph in graphs}
-    drafts, beyond = [], []
-    for _, found in sorted(texts.items()):
-        known = [sum(medians[call.graph] for call in one.calls) for one in found]
-        drafts.append(statistics.median(one.drafts / one.rounds for one in found))
-        beyond.append(
-            statistics.median((one.seconds - graph_s) / one.rounds for one, graph_s in zip(found, known, strict=True))
-        )
-    start = float(np.interp(0.0, drafts, beyond))  # plain decoding's, where it is among them
-    rest = [(n, more) for n, more in zip(drafts, beyond, strict=True) if n > 0]
-    slope, at_none = _line(rest) if len(rest) > 1 else _through(start, rest)
-    embedders = {graph.name for graph in graphs if graph.role in EMBEDDERS}
-    every = [one for found in texts.values() for one in found]
-    ran = sum(call.graph in embedders for one in every for call in one.calls)
-    lookups = sum(2 * one.drafts + one.rounds for one in every) * len(embedders)
+    embedders = [graph.name for graph in graphs if graph.role in EMBEDDERS]
+    ran = sum(len(one.calls[name].seconds) for one in plain for name in embedders if name in one.calls)
     return HostTiming(
-        round_s=max(0.0, start),
-        drafting_s=max(0.0, at_none - max(0.0, start)),
-        draft_s=max(0.0, slope),
-        lookup_share=min(1.0, ran / lookups),
+        round_s=max(0.0, statistics.median(_beyond(one, medians) for one in plain)),
+        lookup_share=ran / sum(one.rounds for one in plain) / max(1, len(embedders)),  # none: all rows were remembered
     )
 
 
-def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and start of the line with the least squared error."""
-    x, y = np.array(points, np.float64).T
-    slope, start = np.polyfit(x, y, 1)
-    return float(slope), float(start)
+def _drafters(
+    graphs: Sequence[GraphTiming], texts: Mapping[tuple[str, int], Sequence[Generation]], host: HostTiming
+) -> dict[str, DraftingTiming]:
+    """Of those that drafted at all, by the median text of each number of drafts."""
+    target = {graph.name: graph.median_s for graph in graphs if graph.role in ("decode", *VERIFIES)}
+    exits = {graph.name for graph in graphs if graph.role == "exit_verify"}
+    plain_s = host.round_s + host.lookup_share * sum(graph.median_s for graph in graphs if graph.role in EMBEDDERS)
+    timed = {}
+    for drafter in dict.fromkeys(name for name, asked in texts if asked):
+        by_length = [found for (name, asked), found in texts.items() if name == drafter and asked]
+        every = [one for found in by_length for one in found]
+        if any(one.drafts for one in every):
+            drafted, drafts, beyond = np.array([_of_median_text(found, target) for found in by_length]).T
+            drafting_s, draft_s = _fit(drafted, drafts, beyond - plain_s)
+            verify: VerifyRole = "exit_verify" if any(exits & one.calls.keys() for one in every) else "verify"
+            timed[drafter] = DraftingTiming(verify=verify, drafting_s=drafting_s, draft_s=draft_s)
+    return timed
 
 
-def _through(start: float, rest: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Slope and start of a line from `start` at 0 drafts; flat where nothing was drafted."""
-    return ((rest[0][1] - start) / rest[0][0] if rest else 0.0, start)
+def _of_median_text(found: Sequence[Generation], target: Mapping[str, float]) -> Floats:
+    """[3] of a round: the share that drafted, drafts, and seconds beyond the `target`'s median calls."""
+    rounds = [(one.drafted / one.rounds, one.drafts / one.rounds, _beyond(one, target)) for one in found]
+    middle: Floats = np.median(rounds, axis=0)
+    return middle
+
+
+def _beyond(one: Generation, medians: Mapping[str, float]) -> float:
+    """Seconds of a round beyond these graphs' median calls."""
+    known = sum(median * len(one.calls[graph].seconds) for graph, median in medians.items() if graph in one.calls)
+    return (one.seconds - known) / one.rounds
+
+
+def _fit(drafted: Floats, drafts: Floats, seconds: Floats) -> tuple[float, float]:
+    """What a round that drafts takes and what each draft does, [N] points: least squares, neither below 0."""
+    drafting_s, draft_s = np.linalg.lstsq(np.column_stack([drafted, drafts]), seconds, rcond=None)[0].tolist()
+    if drafting_s < 0:
+        return 0.0, max(0.0, float(drafts @ seconds / (drafts @ drafts)))
+    if draft_s < 0:
+        return max(0.0, float(drafted @ seconds / (drafted @ drafted))), 0.0
+    return drafting_s, draft_s

@@ -1,19 +1,20 @@
 """What a bundle should start with on a device: drafter, number of drafts or schedule, or off, and why.
 
 The cost of a round is the device's (`RoundCost`), acceptance the bundle's: drafts are surveyed once, here, and each
-choice is played on paper with that device's times. Domains weigh alike.
+choice is played on paper with that device's times: of each drafter that can be surveyed, each number of drafts, which
+of a tree is that of its nodes. Domains weigh alike.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .benchmark import Task, measured_profile, open_cold, survey_all
-from .cost import RoundCost
+from .benchmark import Opened, Task, measured_profile, open_cold, survey_all
+from .cost import RoundCost, round_costs
 from .draft_length import DraftLength, EarlyStop, Fixed, Never, Scheduled
+from .drafters import surveyable
 from .errors import PocketdraftError
 from .lengths import Progress
 from .manifest import Manifest, Tuned, TunedSchedule, change
@@ -21,7 +22,6 @@ from .profile import Profile, files_digest
 from .schedule import Judged, Schedule, best
 from .survey import Surveyed, play
 
-DRAFTERS = ("mtp", "prompt_lookup")
 LEAST_GAIN = 1.02  # over plain decoding: less is within what a prediction errs
 SCHEDULE_GAIN = 1.01  # over the best fixed length: less is not worth a rule
 Texts = Mapping[str, Sequence[Surveyed]]  # by domain
@@ -29,8 +29,8 @@ Texts = Mapping[str, Sequence[Surveyed]]  # by domain
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice on paper. Gains are over plain decoding; `tokens` and `decodings` are of a round, means over domains:
-    what it gives, and how many times as long as one of plain decoding it takes."""
+    """One choice on paper. `drafts` of a tree are nodes. Gains are over plain decoding; `tokens` and `decodings` are of
+    a round, means over domains: what it gives, and how many times as long as one of plain decoding it takes."""
 
     drafter: str
     drafts: int
@@ -52,11 +52,12 @@ OFF = Candidate("none", 0, None, 1.0, {}, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Choice:
-    """`chosen` is one of `candidates`, or off."""
+    """`chosen` is one of `candidates`, or off. `left_out` are drafters whose rounds the profile does not time."""
 
     chosen: Candidate
     reason: str
     candidates: tuple[Candidate, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def loses(self) -> dict[str, float]:
@@ -104,22 +105,26 @@ def choose(texts: Mapping[str, Texts], costs: Mapping[str, RoundCost]) -> Choice
 
 def tune(bundle: Path, task: Task, profile: Profile | None, advance: Progress) -> tuple[Choice, Profile]:
     """For a device, or for this one, which is measured then. Raises PocketdraftError for another bundle's profile."""
-    opened, here = open_cold(bundle, task.threads, task.prompts[0]), profile is None
-    if profile is None:
-        profile = measured_profile(opened, task, advance)
-    elif profile.bundle_sha256 not in ("", files_digest(opened.manifest)):
+    opened = open_cold(bundle, task.threads, task.prompts[0])
+    if profile and profile.bundle_sha256 not in ("", files_digest(opened.manifest)):
         raise PocketdraftError(
             f"The profile of {profile.device.name} is of a bundle {profile.bundle_sha256[:12]}, {bundle} is "
             f"{files_digest(opened.manifest)[:12]}; take it with this bundle."
         )
-    costs = {drafter: RoundCost.of(profile, drafter) for drafter in DRAFTERS}
-    longest = min(costs["mtp"].longest, opened.manifest.graphs_of("verify")[-1].width - 1)
-    texts = {drafter: survey_all(opened, task, drafter, longest, advance) for drafter in DRAFTERS}
+    profile = profile or measured_profile(opened, task, advance)
+    choice = choose_for(opened, task, profile, advance)
     opened.engine.close()
-    if here:  # a device's own runtime searches in native code, which takes next to nothing
-        search_s = statistics.median(text.propose_s for found in texts["prompt_lookup"].values() for text in found)
-        costs["prompt_lookup"] = replace(costs["prompt_lookup"], drafting_s=search_s)
-    return choose(texts, costs), profile
+    return choice, profile
+
+
+def choose_for(opened: Opened, task: Task, profile: Profile, advance: Progress) -> Choice:
+    """Of the drafters named, or all that can be surveyed, as far as the profile times their rounds.
+
+    Raises PocketdraftError where it times those of none."""
+    drafters = task.drafters or surveyable(opened.manifest.drafters)
+    costs = round_costs(profile, drafters)
+    texts = {drafter: survey_all(opened, task, drafter, cost.longest, advance) for drafter, cost in costs.items()}
+    return replace(choose(texts, costs), left_out=tuple(drafter for drafter in drafters if drafter not in costs))
 
 
 def write_choice(bundle: Path, tuned: Tuned | None) -> Manifest:
@@ -153,4 +158,4 @@ def _schedule(texts: Texts, cost: RoundCost) -> Schedule | None:
 
 
 def _round_of(one: Candidate) -> str:
-    return f"a round gives {one.tokens:.2f} tokens and takes {one.decodings:.2f} decodings"
+    return f"a round of {one.drafter} gives {one.tokens:.2f} tokens and takes {one.decodings:.2f} decodings"

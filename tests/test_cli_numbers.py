@@ -106,6 +106,29 @@ def test_bench_writes_what_report_shows(whole, tmp_path):
     assert {"r.html", "r.md", "r.json"} <= set(names(tmp_path))
 
 
+def test_each_of_the_drafters_named_is_predicted_but_one_that_learns(whole, tmp_path):
+    out, drafters = tmp_path / "results.json", "mtp,hybrid,prompt_lookup"
+    done = call("bench", whole, "--check", "--drafter", drafters, "--no-parity", "--out", out, *FEW)
+    assert done.returncode == 0, done.stderr
+    found = read_results(out)
+    assert isinstance(found, Results)
+    assert {one.drafter for one in found.predictions} == {"none", "mtp", "prompt_lookup"}
+    assert found.profile
+    assert set(found.profile.drafters) == {"mtp", "hybrid", "prompt_lookup"}
+
+
+def test_a_bundle_without_any_drafter_is_profiled_and_tuned(bundle, tmp_path):
+    content = json.loads((bundle / "bundle.json").read_text())
+    content["drafters"]["mtp"] = None
+    content["graphs"] = [graph for graph in content["graphs"] if graph["role"] != "draft"]
+    (bundle / "bundle.json").write_text(json.dumps(content))
+    out = tmp_path / "here.json"
+    assert call("profile", bundle, "--out", out, *FEW).returncode == 0
+    done = call("tune", bundle, "--device", out, *FEW, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["drafter"] in ("prompt_lookup", "none")
+
+
 def test_sampled_runs_have_figures_and_no_claim_of_the_same_tokens(whole, tmp_path):
     out = tmp_path / "sampled.json"
     assert (
@@ -126,6 +149,7 @@ def test_sampled_runs_have_figures_and_no_claim_of_the_same_tokens(whole, tmp_pa
         (["--batch", "4"], "--batch asks for 4 rows, no domain has more than 1 prompts"),
         (["--clock", "cpu", "--threads", "2"], "--clock is cpu, --threads is 2"),
         (["--check", "--temperature", "1"], "--check is given at a temperature"),
+        (["--check", "--drafter", "hybrid,mtp_tree"], "--check cannot predict hybrid, mtp_tree, whose drafts depend"),
         (["--out", "none/r.json"], "is no folder"),
     ],
 )

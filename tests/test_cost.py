@@ -16,14 +16,15 @@ from pocketdraft.runtime.cost import (
     best_length,
     expected_tokens,
     expected_tokens_of_tree,
+    round_costs,
     tokens_per_s,
 )
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.profile import DeviceInfo, GraphTiming, HostTiming, Profile, Speed
+from pocketdraft.runtime.profile import DeviceInfo, DraftingTiming, GraphTiming, HostTiming, Profile, Speed
 from pocketdraft.runtime.session import open_session
 
 chances = st.lists(st.floats(0, 1), min_size=1, max_size=8)
-STEPS = RoundCost(((1, 1.0), (2, 1.1), (5, 1.4), (9, 2.5)), draft_s=0.2, round_s=0.05, lookup_s=0.01)
+STEPS = RoundCost(((1, 1.0), (2, 1.1), (5, 1.4), (9, 2.5)), draft_s=0.2, round_s=0.05)
 
 
 def timing(name: str, role: str, width: int, seconds: float, filled: int = 0) -> GraphTiming:
@@ -39,13 +40,14 @@ def timing(name: str, role: str, width: int, seconds: float, filled: int = 0) ->
     )
 
 
-def profile(*graphs: GraphTiming, host: HostTiming | None = None) -> Profile:
+def profile(*graphs: GraphTiming, host: HostTiming | None = None, **drafters: DraftingTiming) -> Profile:
     return Profile(
         origin="reported",
         source="a test",
         device=DeviceInfo(name="phone"),
         graphs=graphs,
         host=host,
+        drafters=drafters,
         speeds=(Speed(model="m", ratio=1.5),),
     )
 
@@ -94,11 +96,8 @@ def test_predicted_tokens_per_s_are_those_of_a_session_in_modelled_time(drafts):
 
 
 def test_a_round_runs_the_narrowest_verify_that_takes_its_drafts_and_the_pending_token():
-    lookups = [0.01 * (2 * drafts + 1) for drafts in range(9)]
     verify = [1.0, 1.1, 1.4, 1.4, 1.4, 2.5, 2.5, 2.5, 2.5]
-    assert [STEPS.seconds(n) for n in range(9)] == pytest.approx(
-        [v + 0.2 * n + 0.05 + looked for n, (v, looked) in enumerate(zip(verify, lookups, strict=True))]
-    )
+    assert [STEPS.seconds(n) for n in range(9)] == pytest.approx([v + 0.2 * n + 0.05 for n, v in enumerate(verify)])
     with pytest.raises(ValueError, match="a verify of 10 tokens, where the widest graph takes 9"):
         STEPS.seconds(9)
 
@@ -136,7 +135,7 @@ def test_a_tree_whose_children_are_too_likely_or_come_before_their_parent_is_ref
 
 
 def test_a_tree_runs_the_drafter_once_for_each_node_with_children():
-    assert STEPS.seconds(6, calls=3) == pytest.approx(2.5 + 3 * 0.2 + 0.05 + 10 * 0.01)
+    assert STEPS.seconds(6, calls=3) == pytest.approx(2.5 + 3 * 0.2 + 0.05)
 
 
 @given(chances)
@@ -154,12 +153,31 @@ def test_where_a_verify_takes_as_long_as_decoding_its_tokens_off_is_best_however
 def test_the_cost_comes_from_the_profile_graph_by_graph():
     cost = RoundCost.of(profile(*GRAPHS, host=HostTiming(round_s=0.001, draft_s=0.0002, lookup_share=0.5)))
     assert cost.verify_s == ((1, 0.04), (2, 0.05), (5, 0.06))
-    assert (cost.draft_s, cost.round_s, cost.lookup_s) == pytest.approx((0.0042, 0.001, 0.0002))
+    lookup_s = 0.5 * 0.0004  # of a draft two, its call's and its row's of the verify; of a round the pending token's
+    assert (cost.draft_s, cost.round_s) == pytest.approx((0.0042 + 2 * lookup_s, 0.001 + lookup_s))
 
 
 def test_prompt_lookup_runs_no_draft_graph():
     host = HostTiming(round_s=0.0, draft_s=0.0002)
-    assert RoundCost.of(profile(*GRAPHS, host=host), "prompt_lookup").draft_s == pytest.approx(0.0002)
+    assert RoundCost.of(profile(*GRAPHS, host=host), "prompt_lookup").draft_s == pytest.approx(0.0002 + 0.0004)
+
+
+def test_a_drafter_whose_rounds_were_timed_costs_what_they_took_and_its_own_graphs_verify():
+    early = DraftingTiming(verify="exit_verify", drafting_s=0.002, draft_s=0.001)
+    graphs = (*GRAPHS, timing("exit_verify_1", "exit_verify", 1, 0.02), timing("exit_verify_5", "exit_verify", 5, 0.03))
+    found = profile(*graphs, host=HostTiming(round_s=0.001), early_exit=early)
+    cost = RoundCost.of(found, "early_exit")
+    assert cost.seconds(0) == RoundCost.of(found, "mtp").seconds(0) == pytest.approx(0.04 + 0.0014)
+    assert cost.seconds(4) == pytest.approx(0.03 + 0.002 + 4 * 0.001 + 0.0014)
+
+
+def test_a_profile_tells_of_the_drafters_that_it_times_and_refuses_where_it_times_none():
+    """A phone's has the MTP drafter's graph; without one, prompts can be looked up, which takes none."""
+    host = HostTiming(round_s=0.0)
+    assert set(round_costs(profile(*GRAPHS, host=host), ["dflash", "mtp", "prompt_lookup"])) == {"mtp", "prompt_lookup"}
+    assert set(round_costs(profile(*GRAPHS[:2], host=host), ["mtp", "prompt_lookup"])) == {"prompt_lookup"}
+    with pytest.raises(PocketdraftError, match=r"phone \(reported\) does not time the rounds of dflash, early_exit"):
+        round_costs(profile(*GRAPHS, host=host), ["dflash", "early_exit"])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +189,7 @@ def test_a_fuller_context_costs_what_was_measured_around_it(filled, seconds):
 
 
 def test_a_report_without_timings_predicts_nothing():
-    with pytest.raises(PocketdraftError, match="phone times no decode, verify or draft graph, only what was reported"):
+    with pytest.raises(PocketdraftError, match=r"phone \(reported\) does not time the rounds of mtp; take one"):
         RoundCost.of(profile())
 
 

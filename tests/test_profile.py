@@ -94,8 +94,9 @@ def profiled(lengths: tuple[int, ...] = (0, 1, 2, 4)) -> Profile:
             while session.context.finish is None:
                 session.round()
             stats = session.stats
-            one = Generation(stats.rounds, stats.proposed, sum(stats.seconds.values()), tuple(engine.take()))
-            timings.texts.setdefault(drafts, []).append(one)
+            seconds = sum(stats.seconds.values())
+            one = Generation(stats.rounds, stats.drafted_rounds, stats.proposed, seconds, engine.take())
+            timings.texts.setdefault(("mtp" if drafts else "none", drafts), []).append(one)
     return timings.profile(engine.manifest, 1, lengths, 1e9)
 
 
@@ -107,13 +108,14 @@ def test_a_profile_of_this_machine_has_every_graph_and_predicts():
     assert by_name["verify_5"].filled > 3
     assert profile.host is not None
     assert 0 < profile.host.lookup_share < 1, "rows of tokens that were seen before are not looked up again"
+    assert set(profile.drafters) == {"mtp"}
     cost = RoundCost.of(profile)
     assert [width for width, _ in cost.verify_s] == [1, 2, 3, 5]
     assert cost.seconds(4) > cost.seconds(0) > 0
 
 
-def test_a_profile_without_any_draft_says_what_is_left_out():
-    with pytest.raises(PocketdraftError, match="No round ran the graph mtp_drafter"):
+def test_a_profile_without_any_draft_is_refused():
+    with pytest.raises(PocketdraftError, match="No round ran verify_2 or any other graph that verifies"):
         profiled((0,))
 
 

@@ -7,10 +7,12 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import VOCABULARY, ScriptedEngine, scripted_manifest
+from scripted import VOCABULARY
+from scripted_drafters import EveryDrafter, every_drafter
 
 from pocketdraft.runtime.cost import RoundCost
 from pocketdraft.runtime.draft_length import Confident, Fixed
+from pocketdraft.runtime.drafters import surveyable
 from pocketdraft.runtime.sampler import GREEDY, Sampler
 from pocketdraft.runtime.sampling import Sampling
 from pocketdraft.runtime.session import open_session
@@ -29,9 +31,9 @@ def proposed(stats: Stats) -> Counter[int]:
     return counts
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=200)
 @given(
-    drafter=st.sampled_from(["mtp", "prompt_lookup", "none"]),
+    drafter=st.sampled_from([*surveyable(every_drafter().drafters), "none"]),
     drafts=st.integers(0, 4) | st.builds(Confident, st.integers(0, 6), st.sampled_from([0.1, 0.3, COST])),
     sampler=st.just(GREEDY) | st.builds(lambda seed: Sampler(Sampling(3.0, seed=seed)), st.integers(0, 50)),
     budget=st.integers(1, 40),
@@ -40,11 +42,11 @@ def proposed(stats: Stats) -> Counter[int]:
 )
 def test_the_rounds_on_paper_are_those_of_a_session(drafter, drafts, sampler, budget, stop, capacity):
     """At the first round, at stop tokens, budgets and the end of the context."""
-    manifest = scripted_manifest(capacity, stop=tuple(stop))
-    session = open_session(ScriptedEngine(manifest), drafter, drafts, sampler=sampler)
+    manifest = every_drafter(capacity, stop=tuple(stop))
+    session = open_session(EveryDrafter(manifest), drafter, drafts, sampler=sampler)
     rounds = list(session.generate(PROMPT, budget))
 
-    text = survey(Target(ScriptedEngine(manifest)), drafter, 4, PROMPT, budget, sampler)
+    text = survey(Target(EveryDrafter(manifest)), drafter, 4, PROMPT, budget, sampler)
     policy = Fixed(drafts) if isinstance(drafts, int) else Confident(drafts.longest, drafts.cost)
     played = play([text], policy, COST, None if isinstance(drafts, int) else policy)
     assert proposed(played.stats) == proposed(session.stats)

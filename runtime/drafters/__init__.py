@@ -49,6 +49,12 @@ def runnable(specs: DrafterSpecs) -> list[str]:
     return [name for name, kind in kinds.items() if name != "none" and (kind is None or kind in specs.kinds)]
 
 
+def surveyable(specs: DrafterSpecs) -> list[str]:
+    """Those of them whose drafts at a place do not depend on the rounds before, so that `survey` can say what any
+    length of them gives. A file says with `LEARNS` that its own do."""
+    return [name for name in runnable(specs) if not getattr(_module(name), "LEARNS", False)]
+
+
 def load(
     name: str, target: Target, cache: Cache, sampler: Sampler = GREEDY, early_stop: EarlyStop | None = None
 ) -> Drafter:

@@ -22,6 +22,7 @@ from .mtp import MTPDrafter
 from .prompt_lookup import look_up
 
 KIND = "mtp"
+LEARNS = True  # from its own rounds
 MTP = 0  # beside the lengths of a match
 # How often a draft is right, supposed for so many drafts, until there are real ones.
 SUPPOSED, SUPPOSED_DRAFTS = {MTP: 0.7, 1: 0.3, 2: 0.5, 3: 0.7}, 4.0

@@ -29,6 +29,7 @@ from ..tree import DEEPEST
 from .mtp import MTPDrafter
 
 KIND = "mtp"
+LEARNS = True  # from its own rounds
 Shares = npt.NDArray[np.floating[Any]]
 RANKS = 4  # choices that are told apart: the draft and three siblings
 # How often a draft is right by tenth of its confidence, between what the embedded pair shows of argmaxes and of drawn

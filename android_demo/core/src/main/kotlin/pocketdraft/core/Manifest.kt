@@ -95,10 +95,11 @@ class Manifest private constructor(val folder: File, root: Record) {
         FileEntry(file.text("sha256"), file.whole("size")).also { file.end() }
     }
 
+    /** Null, too, where another device's choice is a drafter that is not in [Session.DRAFTERS]. */
     val tuned: Tuned? = root.recordOrNull("tuned")?.let { it ->
         val schedule = it.recordOrNull("schedule")?.let { table -> Scheduled(table.reals("shares"), table.reals("least")) }
         Tuned(it.text("drafter"), it.int("drafts"), schedule, it.text("reason"), it.text("device"))
-    }
+    }?.takeIf { it.drafter in Session.DRAFTERS }
 
     init {
         root.int("format_version")

@@ -70,8 +70,10 @@ class Session(
     }
 
     companion object {
+        val DRAFTERS = setOf("mtp", "prompt_lookup", "none")
+
         /**
-         * A fresh sequence. [drafter] is "mtp", "prompt_lookup" or "none"; [drafts] their number in a round, and with a
+         * A fresh sequence. [drafter] is one of [DRAFTERS]; [drafts] their number in a round, and with a
          * [schedule] the drafter may stop before.
          */
         fun open(

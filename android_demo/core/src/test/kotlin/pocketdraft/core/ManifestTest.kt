@@ -63,6 +63,16 @@ class ManifestTest {
     }
 
     @Test
+    fun `another device's choice of a drafter that the phone does not run is left alone`() {
+        fun choice(drafter: String) = read(changed {
+            val tuned = """{"drafter": "$drafter", "drafts": 3, "reason": "", "device": ""}"""
+            add("tuned", com.google.gson.JsonParser.parseString(tuned))
+        }).tuned
+        assertEquals(null, choice("dflash_tree"))
+        assertEquals("prompt_lookup", choice("prompt_lookup")?.drafter)
+    }
+
+    @Test
     fun `damage is named with its place`() {
         refuses("damaged at the top level") { read("{\"format_version\"") }
         refuses("damaged at vocab_size .missing") { read(changed { remove("vocab_size") }) }
