@@ -119,6 +119,23 @@ def test_tokens_are_python_s(make_trained_bundle, machine, classpath, ours, back
 
 
 @pytest.mark.android
+@pytest.mark.parametrize("backend", ["litert", "onnx"])
+def test_every_drafter_gives_plain_decoding_s_tokens_in_fewer_rounds(make_full_bundle, host, classpath, backend):
+    """Each with the others' graphs in the bundle, and K/V of its own beside the target's in a sequence."""
+    bundle = make_full_bundle(backend)
+    manifest = read(bundle)
+    tokenizer, kinds = Tokenizer(bundle / "tokenizer.json", manifest.tokens.bos), manifest.drafters.kinds
+    assert len(kinds) == 5
+    prompts = [tokenizer.encode(prompt.text) for prompt in read_prompts(PROMPTS_FILE, per_domain=1)]
+    job = {"bundle": str(bundle), "prompts": prompts, "budget": BUDGET, "drafts": 4, "threads": 1}
+    text = json.dumps(job | {"drafters": ["none", *kinds]})
+    found = json.loads(java(host, classpath, "pocketdraft.engines.GenerateKt", stdin=text).splitlines()[-1])
+    for kind in kinds:
+        assert found[kind] == found["none"], kind
+        assert found[f"{kind} rounds"] < found["none rounds"] * 0.8, kind
+
+
+@pytest.mark.android
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_app_s_benchmark_gives_a_profile_for_tune(make_trained_bundle, host, classpath, backend, tmp_path):
     bundle = make_trained_bundle("f32", backend)

@@ -40,7 +40,7 @@ class Opened private constructor(val manifest: Manifest, private val store: Conv
     }
 
     /** As the bundle was tuned, else what it holds, with a few drafts. */
-    val drafter get() = manifest.tuned?.drafter ?: manifest.defaultDrafter
+    val drafter get() = manifest.tuned?.drafter ?: manifest.drafters.default
     val drafts get() = manifest.tuned?.drafts ?: measuredDrafts
 
     /** How many the benchmark drafts a round: also where the choice is not to. */
