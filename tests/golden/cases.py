@@ -41,9 +41,14 @@ SCHEDULE = Schedule(tuple((tenth + 9) / 20 for tenth in range(11)), (0.9, 0.42, 
 
 
 def of_drafter(drafter: str) -> tuple[Case, ...]:
-    """Of one with graphs of its own: prompts of several calls, a way back, a stop token inside an accepted block, going
-    on from there to the context's edge, and each rule."""
-    turns = (Turn((*PROMPT, 3, 1, 4, 1, 5), 4), Turn((*PROMPT, 2, 6), 20, rewind=True), Turn((7, 7), 20))
+    """Of one with graphs of its own: prompts of several calls, ways back to what is known already and to more, a stop
+    token inside an accepted block, going on from there to the context's edge, and each rule."""
+    turns = (
+        Turn((*PROMPT, 3, 1, 4, 1, 5), 4),
+        Turn(PROMPT[:3], 2, rewind=True),
+        Turn((*PROMPT, 2, 6), 20, rewind=True),
+        Turn((7, 7), 20),
+    )
     hot = Sampling(temperature=3.0, seed=5)
     return (
         Case(drafter, turns, drafter, stop=(7,)),

@@ -39,6 +39,7 @@ fun JsonObject.manifest() = Manifest.parse(File("bundle.json"), getAsJsonObject(
 /** Takes the recorded calls one after the other, and nothing else: same graph, same inputs, bit for bit. */
 class ReplayedEngine(override val manifest: Manifest, calls: JsonArray) : Engine {
     private val coming = ArrayDeque(calls.map { it.asJsonObject })
+    private val outputs = HashMap<String, Map<String, ByteBuffer>>() // the engine's own, until a graph's next run
     private var number = 0
 
     override fun newCache(): Any = Unit
@@ -56,10 +57,11 @@ class ReplayedEngine(override val manifest: Manifest, calls: JsonArray) : Engine
             val meant = given[tensor.name].doubles().toList()
             if (fed != meant) throw AssertionError("call $number, $graph: ${tensor.name} is $fed, $meant was recorded")
         }
-        return spec.outputs.associate { tensor ->
-            val values = recorded.getAsJsonObject("outputs")[tensor.name].doubles()
-            tensor.name to tensor.allocate().also { buffer -> values.forEachIndexed { at, it -> buffer.putFloat(4 * at, it.toFloat()) } }
+        val made = outputs.getOrPut(graph) { spec.outputs.associate { it.name to it.allocate() } }
+        for ((name, buffer) in made) {
+            recorded.getAsJsonObject("outputs")[name].doubles().forEachIndexed { at, it -> buffer.putFloat(4 * at, it.toFloat()) }
         }
+        return made
     }
 
     override fun close() {
