@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from running import ROOT, android_tool, plain_tokens
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime.cost import RoundCost
 from pocketdraft.runtime.engine import open_engine
-from pocketdraft.runtime.manifest import Backend, read
+from pocketdraft.runtime.manifest import Backend, change, read
 from pocketdraft.runtime.profile import files_digest, read_profile
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.target import Target
@@ -116,6 +117,35 @@ def test_tokens_are_python_s(make_trained_bundle, machine, classpath, ours, back
     assert found["mtp rounds"] < found["none rounds"] / 2
     if recipe == "f32":
         assert found["none"] == tokens
+
+
+@pytest.mark.android
+@pytest.mark.parametrize("backend", ["litert", "onnx"])
+def test_every_drafter_gives_plain_decoding_s_tokens_in_fewer_rounds(make_full_bundle, host, classpath, backend):
+    """Each with the others' graphs in the bundle, and K/V of its own beside the target's in a sequence."""
+    bundle = make_full_bundle(backend)
+    manifest = read(bundle)
+    tokenizer, kinds = Tokenizer(bundle / "tokenizer.json", manifest.tokens.bos), manifest.drafters.kinds
+    assert len(kinds) == 5
+    prompts = [tokenizer.encode(prompt.text) for prompt in read_prompts(PROMPTS_FILE, per_domain=1)]
+    job = {"bundle": str(bundle), "prompts": prompts, "budget": BUDGET, "drafts": 4, "threads": 1}
+    text = json.dumps(job | {"drafters": ["none", *kinds]})
+    found = json.loads(java(host, classpath, "pocketdraft.engines.GenerateKt", stdin=text).splitlines()[-1])
+    for kind in kinds:
+        assert found[kind] == found["none"], kind
+        assert found[f"{kind} rounds"] < found["none rounds"] * 0.8, kind
+
+
+@pytest.mark.android
+def test_the_app_s_benchmark_measures_another_default_and_times_all_graphs(make_full_bundle, host, classpath, tmp_path):
+    bundle = shutil.copytree(make_full_bundle("litert"), tmp_path / "bundle")
+    manifest = read(bundle)
+    change(bundle, {"drafters": manifest.drafters.model_copy(update={"mtp": None})})
+    job = {"bundle": str(bundle), "prompts": str(PROMPTS_FILE), "drafts": 4, "tokens": 24}
+    profile = json.loads(java(host, classpath, "pocketdraft.engines.MeasureKt", stdin=json.dumps(job)).splitlines()[-1])
+    assert {timing["name"] for timing in profile["graphs"]} == {graph.name for graph in manifest.graphs}
+    assert {speed["drafter"] for speed in profile["speeds"]} == {"dflash"}
+    assert profile["drafters"]["dflash"]["draft_s"] > 0 == profile["host"]["draft_s"]
 
 
 @pytest.mark.android

@@ -25,3 +25,9 @@ def test_the_recorded_sessions_reach_what_a_port_could_get_wrong():
         for one in sessions.values()
         if one["rule"] == "rejection"
     )
+    for drafter in ("dflash", "early_exit", "mtp_heads", "draft_model"):
+        one = sessions[drafter]
+        assert one["stats"]["accepted"] > 0 < one["stats"]["cut"]
+        assert {emitted["finish"] for emitted in one["rounds"]} == {None, "stop", "budget", "context"}
+    for late in ("dflash that comes late", "mtp_heads that come late"):
+        assert any(call["inputs"].get("mask_from") == 3 for call in sessions[late]["calls"])

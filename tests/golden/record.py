@@ -4,107 +4,38 @@
 every round with what it gave. `verdicts.json` holds single decisions on random logits, `texts.json` what tokenizers
 make of texts. `test_golden.py` holds this runtime to them; the Android demo's `core` replays them.
 
-A mask is written as the number of slots that each row sees, which must be the first ones.
+A mask is written as the number of slots that each row sees, which must be the first ones; or those from `mask_from` on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scripted import VOCABULARY, RingEngine, ScriptedEngine, scripted_manifest
+from golden.cases import CASES, WARM, Case
+from golden.graphs import manifest_of
+from scripted import VOCABULARY, RingEngine, ScriptedEngine
+from scripted_drafters import EveryDrafter
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from pocketdraft.export.tiny import TARGET_DIR
 from pocketdraft.runtime.accept import accept
 from pocketdraft.runtime.draft_length import Scheduled
-from pocketdraft.runtime.graphs import GraphSpec, TensorSpec
-from pocketdraft.runtime.manifest import Manifest
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.sampler import Rule, Sampler
 from pocketdraft.runtime.sampling import Sampling
-from pocketdraft.runtime.schedule import Schedule
 from pocketdraft.runtime.session import open_session
+from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
 
 FOLDER = Path(__file__).parent
 CAPACITY = 24
-GREEDY = Sampling()
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """`rewind` says that `prompt` is the whole conversation, which shares a beginning with the last one."""
-
-    prompt: tuple[int, ...]
-    budget: int
-    rewind: bool = False
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    turns: tuple[Turn, ...]
-    drafter: str = "mtp"
-    drafts: int = 4
-    stop: tuple[int, ...] = ()
-    sampling: Sampling = GREEDY
-    rule: Rule = "exact"
-    ring: bool = False
-    schedule: Schedule | None = None
-
-
-PROMPT = (3, 1, 4, 1, 5, 9)
-WARM = Sampling(temperature=0.8, seed=7)
-CASES = (
-    Case("greedy", (Turn(PROMPT, 12),)),
-    Case("plain", (Turn(PROMPT, 12),), drafter="none"),
-    Case("prompt lookup", (Turn((*PROMPT, *PROMPT), 8),), drafter="prompt_lookup"),
-    Case("one draft", (Turn(PROMPT, 12),), drafts=1),
-    Case("a prompt of one token", (Turn((2,), 5),)),
-    Case("budget inside an accepted block", (Turn(PROMPT, 7),), drafts=2),
-    Case("stop token inside an accepted block", (Turn(PROMPT, 12),), stop=(5, 8)),
-    Case("the context's edge", (Turn((*PROMPT, *PROMPT, *PROMPT), 40),)),
-    Case("a second turn", (Turn(PROMPT, 4), Turn((7, 7), 5))),
-    Case("a conversation that shares its beginning", (Turn(PROMPT, 5), Turn((3, 1, 4, 2, 6), 5, rewind=True))),
-    Case("a conversation that is known already", (Turn(PROMPT, 5), Turn((3, 1, 4), 5, rewind=True))),
-    Case(
-        "a ring that still holds what is gone back to",
-        (Turn((*PROMPT, *PROMPT), 4), Turn((*PROMPT, 3, 1, 4, 1, 5, 2), 4, rewind=True)),
-        drafter="prompt_lookup",
-        ring=True,
-    ),
-    Case(
-        "a ring that has lost it",
-        (Turn((*PROMPT, *PROMPT), 6), Turn((*PROMPT, 2), 4, rewind=True)),
-        drafter="none",
-        ring=True,
-    ),
-    Case("exact match", (Turn(PROMPT, 12),), sampling=WARM),
-    Case("rejection", (Turn(PROMPT, 14),), sampling=Sampling(temperature=2.5, seed=5), rule="rejection"),
-    Case(
-        "rejection of drafts that were not drawn",
-        (Turn((*PROMPT, *PROMPT), 8),),
-        "prompt_lookup",
-        4,
-        (),
-        WARM,
-        "rejection",
-    ),
-    Case("top-k, top-p, min-p", (Turn(PROMPT, 12),), sampling=Sampling(1.3, 6, 0.9, 0.05, 1.0, 3)),
-    Case(
-        "stopped by confidence",
-        (Turn(PROMPT, 16),),
-        schedule=Schedule(tuple((tenth + 9) / 20 for tenth in range(11)), (0.9, 0.42, 0.21, 0.1)),
-    ),
-    Case("a greedy penalty", (Turn(PROMPT, 12),), sampling=Sampling(repetition_penalty=1.7)),
-)
 
 
 class Recorder:
@@ -121,6 +52,10 @@ class Recorder:
             outputs["logits"] = outputs["logits"] + self._blur(graph, outputs["logits"].shape)
         if "activations" in outputs:
             outputs["activations"] = outputs["activations"][..., :1]  # a ring's hidden states say nothing
+        if "taps" in outputs:
+            outputs["taps"] = np.concatenate([outputs["taps"], -outputs["taps"]], -1)  # not to be taken for the others
+        (spec,) = (one for one in self.manifest.graphs if one.name == graph)
+        outputs = {tensor.name: outputs[tensor.name] for tensor in spec.outputs}
         self.calls.append({"graph": graph, "inputs": _flat(inputs), "outputs": _flat(outputs)})
         return outputs
 
@@ -131,17 +66,6 @@ class Recorder:
         digest = hashlib.blake2b(f"{graph}{len(self.calls)}".encode(), digest_size=8).digest()
         steps = np.random.default_rng(int.from_bytes(digest, "big")).integers(0, 900, shape)
         return (steps / 1024).astype(np.float32)  # exact in JSON, and below the scripted token's 1
-
-
-def manifest(stop: tuple[int, ...]) -> Manifest:
-    """The scripted one with the shapes of its tensors."""
-    base = scripted_manifest(CAPACITY, stop=stop)
-    return base.model_copy(
-        update={
-            "graphs": tuple(_with_tensors(graph) for graph in base.graphs),
-            "files": base.files | {"tokenizer.json": base.files["model.litertlm"]},
-        }
-    )
 
 
 def sessions() -> list[Json]:
@@ -219,13 +143,21 @@ def write() -> None:
 
 
 def _session(case: Case) -> Json:
-    scripted = RingEngine(manifest(case.stop)) if case.ring else ScriptedEngine(manifest(case.stop))
+    manifest = manifest_of(case.drafter, CAPACITY, case.stop, case.per_layer)
+    scripted = RingEngine(manifest) if case.ring else ScriptedEngine(manifest)
+    if manifest.drafters.kinds != ("mtp",):
+        scripted = EveryDrafter(manifest, known_from=case.late)
     engine = Recorder(scripted)
+    target = Target(engine)
+    cache = target.new_cache()
+    target.prefill(cache, case.turns[0].prompt[: case.late])
     sampler = Sampler(case.sampling, case.rule)
     drafts = Scheduled(case.schedule) if case.schedule else case.drafts
-    session, rounds = open_session(engine, case.drafter, drafts, sampler=sampler), []
+    session, rounds = open_session(engine, case.drafter, drafts, target, sampler, cache), []
     for turn in case.turns:
         prompt = session.rewind(turn.prompt) if turn.rewind else turn.prompt
+        if turn.rewind and isinstance(scripted, EveryDrafter):
+            scripted.join = cache.length - 1
         rounds += [asdict(emitted) for emitted in session.generate(prompt, turn.budget)]
     stats = session.stats.to_json()
     del stats["seconds"]
@@ -235,6 +167,7 @@ def _session(case: Case) -> Json:
         "drafter": case.drafter,
         "drafts": case.drafts,
         "schedule": asdict(case.schedule) if case.schedule else None,
+        "late": case.late,
         "turns": [asdict(turn) for turn in case.turns],
         "calls": engine.calls,
         "rounds": rounds,
@@ -246,36 +179,15 @@ def _sampler(sampler: Sampler) -> Json:
     return {"sampling": asdict(sampler.sampling), "rule": sampler.rule}
 
 
-def _with_tensors(graph: GraphSpec) -> GraphSpec:
-    width = graph.width
-    floats = {
-        "target": [("embeddings", (1, width, 1)), ("per_layer_embeddings", (1, width, 1, 1))],
-        "drafter": [("activations", (1, 1, 2))],
-    }.get(graph.part, [])
-    inputs = [TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in floats]
-    outputs: list[tuple[str, tuple[int, ...]]] = []
-    if graph.part in ("target", "drafter"):
-        inputs += [
-            TensorSpec(name="input_pos", dtype="int32", shape=(width,)),
-            TensorSpec(name="mask", dtype="bool", shape=(1, 1, width, CAPACITY)),
-        ]
-        hidden = "projected_activations" if graph.part == "drafter" else "activations"
-        if graph.role != "prefill":
-            outputs = [("logits", (1, width, VOCABULARY)), (hidden, (1, width, 1))]
-    else:
-        inputs = [TensorSpec(name="token_ids", dtype="int32", shape=(1, 1))]
-        outputs = [("embeddings", (1, 1, 1) if graph.part == "embedder" else (1, 1, 1, 1))]
-    made = tuple(TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in outputs)
-    return graph.model_copy(update={"inputs": tuple(inputs), "outputs": made})
-
-
 def _flat(arrays: Any) -> Json:
     found = {}
     for name, array in arrays.items():
         if name == "mask":
-            counts = array[0, 0].sum(-1)
-            assert all(row[:count].all() for row, count in zip(array[0, 0], counts, strict=True))
+            rows, first = array[0, 0], int(array[0, 0, 0].argmax())
+            counts = rows.sum(-1)
+            assert all(row[first : first + count].all() for row, count in zip(rows, counts, strict=True))
             found[name] = counts.tolist()
+            found |= {"mask_from": first} if first else {}
         else:
             found[name] = np.asarray(array).ravel().tolist()
     return found

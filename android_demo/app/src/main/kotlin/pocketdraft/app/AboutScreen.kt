@@ -13,7 +13,7 @@ class AboutScreen(private val context: Context, private val demo: Demo) : Screen
         val parts = demo.phone.runtimes().map { context.getString(R.string.part_line, it["name"].asString, it["version"].asString, it["licence"].asString) }
         val manifest = demo.opened?.manifest
         val bundle = manifest?.let {
-            context.getString(R.string.bundle_about, it.target, it.drafters.joinToString(), it.backend.name.lowercase(), it.recipe)
+            context.getString(R.string.bundle_about, it.target, it.sources.joinToString(), it.backend.name.lowercase(), it.recipe)
         }
         list.show(
             listOf(

@@ -36,13 +36,14 @@ class ChatScreen(private val context: Context, private val demo: Demo) : Screen 
     }
     private val sendButton = context.button(context.getString(R.string.send)) { send() }
     private val again = context.button(context.getString(R.string.new_conversation)) { demo.newConversation() }
+    private val drafter = context.button("") { demo.nextDrafter() }
     private var cards = emptyList<ExchangeCard>()
 
     override val view: View = context.column(
         context.title(context.getString(R.string.chat)),
         speculation,
         scroll.stretched(vertical = true),
-        context.row(compare.stretched(), again),
+        context.row(compare.stretched(), drafter, again),
         context.row(question.stretched(), sendButton),
     )
 
@@ -58,6 +59,10 @@ class ChatScreen(private val context: Context, private val demo: Demo) : Screen 
         compare.isEnabled = off == null
         sendButton.isEnabled = opened != null && demo.doing == null
         again.isEnabled = opened != null && demo.doing == null
+        drafter.shownIf(opened != null)
+        drafter.isEnabled = demo.doing == null
+        drafter.text = opened?.drafter
+        drafter.contentDescription = context.getString(R.string.drafter_named, opened?.drafter)
         val follows = !scroll.canScrollVertically(1)
         if (cards.map { it.exchange } != demo.exchanges) {
             val known = cards.associateBy { it.exchange }

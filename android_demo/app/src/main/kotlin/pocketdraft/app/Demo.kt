@@ -169,6 +169,8 @@ class Demo(val phone: Phone) {
         show { exchanges.clear() }
     }
 
+    fun nextDrafter() = work(phone.text(R.string.opening, "")) { opened?.nextDrafter() }
+
     private fun answer(chat: Chat, answer: Answer, question: String, budget: Int) {
         val before = Counts(chat.stats)
         chat.ask(question, budget, ::isStopped) { piece ->

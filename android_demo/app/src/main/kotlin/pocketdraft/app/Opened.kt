@@ -19,6 +19,10 @@ class Opened private constructor(val manifest: Manifest, private val store: Conv
     val turns = ChatTurns.read(manifest)
     private val engine = openEngine(manifest, threads)
     val target = Target(engine)
+
+    /** As the bundle was tuned, else the first that it holds, until another one is chosen. */
+    var drafter = manifest.tuned?.drafter ?: manifest.drafters.default
+        private set
     var drafted = chat(drafter)
         private set
 
@@ -39,21 +43,28 @@ class Opened private constructor(val manifest: Manifest, private val store: Conv
         save()
     }
 
-    /** As the bundle was tuned, else what it holds, with a few drafts. */
-    val drafter get() = manifest.tuned?.drafter ?: manifest.defaultDrafter
-    val drafts get() = manifest.tuned?.drafts ?: measuredDrafts
+    /** The next drafter that the bundle can run goes on with the conversation. */
+    fun nextDrafter() {
+        val all = manifest.drafters.runnable
+        drafter = all[(all.indexOf(drafter) + 1) % all.size]
+        drafted = chat(drafter).also { it.resume(drafted.said) }
+    }
 
-    /** How many the benchmark drafts a round: also where the choice is not to. */
-    val measuredDrafts: Int
-        get() = manifest.tuned?.drafts?.takeIf { it > 0 } ?: minOf(DRAFTS, manifest.graphsOf(Role.VERIFY).last().width - 1)
+    /** What `pocketdraft tune` chose, as long as it is what drafts. */
+    private val tuned get() = manifest.tuned?.takeIf { it.drafter == drafter }
+    private val few get() = minOf(DRAFTS, manifest.graphsOf(Role.VERIFY).last().width - 1)
+    val drafts get() = tuned?.drafts ?: few
+
+    /** How many the benchmark drafts a round, by the default drafter: also where the choice is not to. */
+    val measuredDrafts get() = manifest.tuned?.takeIf { it.drafter == manifest.drafters.default }?.drafts ?: few
 
     /** Why nothing is drafted, or null. */
-    val offBecause: String? get() = manifest.tuned?.takeIf { it.drafts == 0 }?.let { "${it.reason} (${it.device})" }
+    val offBecause: String? get() = tuned?.takeIf { it.drafts == 0 }?.let { "${it.reason} (${it.device})" }
 
     override fun close() = engine.close()
 
     private fun chat(drafter: String) =
-        Chat(Session.open(target, drafter, drafts, schedule = manifest.tuned?.schedule), turns, tokenizer)
+        Chat(Session.open(target, drafter, drafts, schedule = tuned?.schedule), turns, tokenizer)
 
     companion object {
         const val DRAFTS = 4

@@ -23,7 +23,7 @@ class DomainResult(val domain: String) {
 }
 
 /**
- * Plain against drafted decoding, greedy, paired prompt by prompt and in turn, so that noise and heat hit both alike:
+ * Plain against drafted decoding by the bundle's default drafter, greedy, paired prompt by prompt and in turn, so that noise and heat hit both alike:
  * `runtime/bench.py`'s protocol.
  */
 class Benchmark(
@@ -41,8 +41,8 @@ class Benchmark(
             if (stopped()) break
             val result = if (index == 0) warmUp else found.getOrPut(prompt.domain) { DomainResult(prompt.domain) }
             val tokens = tokenizer.encode(prompt.text)
-            val pair = if (index % 2 == 0) listOf("none", "mtp") else listOf("mtp", "none")
-            for (method in pair) {
+            val pair = listOf("none", target.engine.manifest.drafters.default)
+            for (method in if (index % 2 == 0) pair else pair.reversed()) {
                 val plain = method == "none"
                 val stats = if (plain) result.plainStats else result.stats
                 val run = generate(method, tokens, stats)

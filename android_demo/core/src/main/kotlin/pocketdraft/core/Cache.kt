@@ -1,5 +1,10 @@
 package pocketdraft.core
 
+/** The positions from [start] to before [stop]. */
+data class Positions(val start: Int, val stop: Int) {
+    val isEmpty get() = start == stop
+}
+
 /**
  * How much of a sequence's K/V is committed. The K/V itself stays in the engine, behind [handle].
  *
@@ -10,6 +15,7 @@ class Cache(val handle: Any, val capacity: Int) {
         private set
     var written = 0
         private set
+    private val drafters = HashMap<DrafterKind, Positions>()
     val room get() = capacity - length
 
     /** Commits the rows of the last verify that lie on the accepted path: a prefix of them, as the proposal is a chain. */
@@ -27,13 +33,23 @@ class Cache(val handle: Any, val capacity: Int) {
         written = maxOf(written, length + width)
     }
 
+    /** The positions of which this drafter's own K/V are there, none of them after the committed ones. */
+    fun followed(drafter: DrafterKind): Positions = drafters[drafter] ?: Positions(0, 0)
+
+    /** This drafter's own K/V from [start] to before [stop] were written. Where they leave a gap, what was before is lost. */
+    fun follow(drafter: DrafterKind, start: Int, stop: Int) {
+        val known = followed(drafter)
+        drafters[drafter] = Positions(if (start in known.start..known.stop) known.start else start, stop)
+    }
+
     /** Takes back what lies beyond [to]. What a sliding layer's ring held may be gone: see [Target.rewind]. */
     fun truncate(to: Int) {
         length = minOf(length, to)
+        drafters.replaceAll { _, known -> Positions(minOf(known.start, length), minOf(known.stop, length)) }
     }
 
     fun clear() {
-        length = 0
+        truncate(0)
         written = 0
     }
 }

@@ -17,8 +17,8 @@ interface Engine : AutoCloseable {
     /**
      * Runs one graph. [inputs] and the result hold everything but K/V, by name.
      *
-     * A target graph writes its K/V rows at `input_pos` into [cache]; the drafter only reads it. The result's buffers
-     * are the engine's own: they hold what they hold until the graph's next run.
+     * A target graph writes its K/V rows at `input_pos` into [cache]; a drafter's writes those that it owns. The
+     * result's buffers are the engine's own: they hold what they hold until the graph's next run.
      */
     fun run(graph: String, inputs: Map<String, ByteBuffer>, cache: Any? = null): Map<String, ByteBuffer>
 }

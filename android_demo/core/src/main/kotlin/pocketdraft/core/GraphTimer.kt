@@ -21,8 +21,7 @@ class GraphTimer(private val target: Target, private val runs: Int = 20) {
         val timings = ArrayList<GraphTiming>()
         for (graph in manifest.graphs) {
             if (stopped()) return timings
-            val empty = graph.role == Role.EMBED || graph.role == Role.EMBED_PER_LAYER || graph.role == Role.PREFILL
-            timings += time(graph, if (empty) 0 else minOf(TEXT, manifest.contextLength - graph.width), cache)
+            timings += time(graph, if (graph.role in EMPTY) 0 else minOf(TEXT, manifest.contextLength - graph.width), cache)
         }
         return timings
     }
@@ -43,6 +42,14 @@ class GraphTimer(private val target: Target, private val runs: Int = 20) {
     }
 
     private companion object {
+        val EMPTY = setOf(
+            Role.EMBED,
+            Role.EMBED_PER_LAYER,
+            Role.PREFILL,
+            Role.MODEL_EMBED,
+            Role.MODEL_EMBED_PER_LAYER,
+            Role.MODEL_PREFILL,
+        )
         const val WARM_UP = 3
         const val TEXT = 128 // tokens: what a prompt of the standard set and half of its answer have
     }

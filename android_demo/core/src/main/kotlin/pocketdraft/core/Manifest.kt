@@ -6,11 +6,11 @@ import java.security.MessageDigest
 const val FORMAT_VERSION = 2L
 const val MANIFEST_NAME = "bundle.json"
 const val TOKENIZER_NAME = "tokenizer.json"
-const val KV_PREFIX = "kv_cache_"
+const val KV_PREFIX = "kv_cache_" // of the target's; a drafter's own have its name before that
 
 enum class Backend { LITERT, EXECUTORCH, ONNX }
 
-/** What a graph is for. Those of drafters that the phone does not run (yet) are read and left alone. */
+/** What a graph is for. Those that the phone does not run (yet) are read and left alone. */
 enum class Role(val runs: Boolean = true) {
     PREFILL,
     DECODE,
@@ -18,24 +18,24 @@ enum class Role(val runs: Boolean = true) {
     DRAFT,
     EMBED,
     EMBED_PER_LAYER,
-    HEAD(false),
-    DFLASH_CONTEXT(false),
-    DFLASH_DRAFT(false),
-    EXIT_DRAFT(false),
+    HEAD,
+    DFLASH_CONTEXT,
+    DFLASH_DRAFT,
+    EXIT_DRAFT,
+    EXIT_HEAD,
+    EXIT_VERIFY,
     EXIT_FILL(false),
-    EXIT_HEAD(false),
-    EXIT_VERIFY(false),
-    MTP_HEADS(false),
-    MODEL_PREFILL(false),
-    MODEL_DECODE(false),
-    MODEL_EMBED(false),
-    MODEL_EMBED_PER_LAYER(false),
+    MTP_HEADS,
+    MODEL_PREFILL,
+    MODEL_DECODE,
+    MODEL_EMBED,
+    MODEL_EMBED_PER_LAYER,
 }
 
 enum class DType(val bytes: Int) { FLOAT32(4), FLOAT16(2), INT32(4), INT8(1), BOOL(1) }
 
 data class TensorSpec(val name: String, val dtype: DType, val shape: List<Int>) {
-    val isKV get() = name.startsWith(KV_PREFIX)
+    val isKV get() = KV_PREFIX in name
     val elements get() = shape.fold(1, Int::times)
     val bytes get() = elements * dtype.bytes
 }
@@ -54,6 +54,9 @@ data class GraphSpec(
 
     fun output(name: String) = outputs.first { it.name == name }
 }
+
+/** Those of a role, narrowest first. */
+fun List<GraphSpec>.of(role: Role): List<GraphSpec> = filter { it.role == role }.sortedBy { it.width }
 
 /** A layer that owns K/V: int8 if [quantized], a ring of [slots] if that is set. */
 data class KVLayer(val layer: Int, val heads: Int, val headDim: Int, val slots: Int?, val quantized: Boolean)
@@ -84,27 +87,25 @@ class Manifest private constructor(val folder: File, root: Record) {
     /** Those that hold a graph of [graphs]. */
     val parts = allParts.filterKeys { name -> graphs.any { it.part == name } }
 
-    /** What drafts unless told otherwise. */
-    val defaultDrafter: String
+    val drafters = DrafterSpecs(root.record("drafters"))
     val bos: Int?
     val stop: List<Int>
     val recipe: String = root.raw("recipe").toString()
     val target: String
-    val drafters: List<String>
+    val sources: List<String> // of drafters
     val files = root.table("files").mapValues { (_, file) ->
         FileEntry(file.text("sha256"), file.whole("size")).also { file.end() }
     }
 
-    /** Null, too, where another device's choice is a drafter that is not in [Session.DRAFTERS]. */
+    /** Null, too, where the choice is a drafter that does not run here. */
     val tuned: Tuned? = root.recordOrNull("tuned")?.let { it ->
         val schedule = it.recordOrNull("schedule")?.let { table -> Scheduled(table.reals("shares"), table.reals("least")) }
         Tuned(it.text("drafter"), it.int("drafts"), schedule, it.text("reason"), it.text("device"))
-    }?.takeIf { it.drafter in Session.DRAFTERS }
+    }?.takeIf { it.drafter == "none" || it.drafter in drafters.runnable }
 
     init {
         root.int("format_version")
         root.raw("versions")
-        defaultDrafter = if (root.record("drafters").isNull("mtp")) "prompt_lookup" else "mtp"
         root.textOrNull("device")
         root.isNull("calm") // lossy, and not for the phone yet
         with(root.record("tokens")) {
@@ -114,22 +115,28 @@ class Manifest private constructor(val folder: File, root: Record) {
         }
         with(root.record("source")) {
             target = record("target").text("name")
-            drafters = table("drafters").values.map { it.text("name") }
+            sources = table("drafters").values.map { it.text("name") }
         }
         root.end()
     }
 
     /** The graphs of a role, narrowest first. */
-    fun graphsOf(role: Role): List<GraphSpec> = graphs.filter { it.role == role }.sortedBy { it.width }
+    fun graphsOf(role: Role): List<GraphSpec> = graphs.of(role)
 
     fun graph(name: String): GraphSpec = graphs.first { it.name == name }
 
     /** Of all files but the manifest. */
     val bytes get() = files.values.sumOf { it.size }
 
+    /** All K/V of a sequence by name, a drafter's own among them, each with a graph that takes it. */
+    val kvTensors: Map<String, Pair<TensorSpec, GraphSpec>> = graphs.flatMap { graph ->
+        graph.inputs.filter { it.isKV }.map { it.name to (it to graph) }
+    }.toMap()
+
     /** Of one sequence's K/V. */
     val kvBytes: Long
-        get() = kv.sumOf { 2L * it.heads * it.headDim * (it.slots ?: contextLength) * (if (it.quantized) 1 else 4) }
+        get() = kv.sumOf { 2L * it.heads * it.headDim * (it.slots ?: contextLength) * (if (it.quantized) 1 else 4) } +
+            kvTensors.values.map { it.first }.filterNot { it.name.startsWith(KV_PREFIX) }.sumOf { it.bytes.toLong() }
 
     private fun kvLayer(record: Record): KVLayer {
         val steps = !record.isNull("steps")
@@ -233,8 +240,8 @@ class Manifest private constructor(val folder: File, root: Record) {
                 throw PocketdraftError("$path places $name up to byte $end of ${part.file}, which has ${file.size}; export again.")
             }
         }
-        val needed = listOf(Role.EMBED, Role.PREFILL, Role.DECODE, Role.VERIFY)
-        for (role in if (defaultDrafter == "mtp") needed + Role.DRAFT else needed) {
+        val needed = listOf(Role.EMBED, Role.PREFILL, Role.DECODE, Role.VERIFY) + drafters.kinds.flatMap { it.roles.toList() }
+        for (role in needed) {
             if (graphsOf(role).isEmpty()) {
                 throw PocketdraftError("$path has no ${role.name.lowercase()} graph; export the bundle again.")
             }

@@ -18,6 +18,8 @@ class Profile(
     private val date: String,
     private val source: String,
 ) {
+    private val drafter = manifest.drafters.default
+
     /** The profile of a benchmark's results and its graphs' timings. [bandwidth] in bytes/s, null where not known. */
     fun toJson(timings: List<GraphTiming>, results: List<DomainResult>, lookupShare: Double, drafts: Int, bandwidth: Double?) =
         JsonObject().apply {
@@ -39,7 +41,9 @@ class Profile(
             addProperty("threads", threads)
             addProperty("memory_bandwidth", bandwidth)
             add("graphs", JsonArray().also { list -> timings.forEach { list.add(graph(it)) } })
-            add("host", host(timings, results, lookupShare, drafts))
+            val (host, drafters) = rounds(timings, results, lookupShare, drafts)
+            add("host", host)
+            drafters?.let { add("drafters", it) }
             add("speeds", JsonArray().also { list -> results.forEach { list.add(speed(it, drafts)) } })
         }
 
@@ -54,30 +58,44 @@ class Profile(
         addProperty("runs", timing.seconds.size)
     }
 
-    /** What rounds took beyond the medians of their graphs: plain ones, and each draft of the others on top. */
-    private fun host(timings: List<GraphTiming>, results: List<DomainResult>, lookupShare: Double, drafts: Int): JsonObject {
+    /**
+     * What rounds took beyond the medians of their graphs: plain ones, and each draft of the others on top. A drafter
+     * that is more than one graph a draft stands on its own, with what a draft took, graphs and all.
+     */
+    private fun rounds(
+        timings: List<GraphTiming>,
+        results: List<DomainResult>,
+        lookupShare: Double,
+        drafts: Int,
+    ): Pair<JsonObject, JsonObject?> {
         fun median(holds: (GraphSpec) -> Boolean) = timings.filter { holds(it.graph) }.map { median(it.seconds) }
         val lookup = median { it.role == Role.EMBED || it.role == Role.EMBED_PER_LAYER }.sum() * lookupShare
         val decode = median { it.role == Role.DECODE }.single() + lookup
-        val verify = median { it.role == Role.VERIFY && it.width > drafts }.min() + lookup
-        val draft = median { it.role == Role.DRAFT }.single() + 2 * lookup // its own call's, and its row of the verify
+        val verifies = if (drafter == DrafterKind.EARLY_EXIT.label) Role.EXIT_VERIFY else Role.VERIFY
+        val verify = median { it.role == verifies && it.width > drafts }.min() + lookup
         val round = results.sumOf { it.plainStats.seconds.sum() } / results.sumOf { it.plainStats.rounds } - decode
         val stats = results.map { it.stats }
         val drafted = stats.sumOf { it.draftedRounds }
         val alone = stats.sumOf { it.rounds } - drafted
         val beyond = stats.sumOf { it.seconds.sum() } - alone * (decode + round) - drafted * (verify + round)
-        val each = if (drafted > 0) beyond / stats.sumOf { it.proposed } - draft else 0.0
-        return JsonObject().apply {
-            addProperty("round_s", maxOf(0.0, round))
-            addProperty("draft_s", maxOf(0.0, each))
+        val each = if (drafted > 0) beyond / stats.sumOf { it.proposed } else 0.0
+        val mtp = drafter == DrafterKind.MTP.label
+        val draft = median { it.role == Role.DRAFT }.sum() + 2 * lookup // its own call's, and its row of the verify
+        fun draftTimes(seconds: Double) = JsonObject().apply {
+            addProperty("draft_s", maxOf(0.0, seconds))
             addProperty("drafting_s", 0.0) // with one number of drafts it cannot be told from the drafts' own
+        }
+        val host = draftTimes(if (mtp) each - draft else 0.0).apply {
+            addProperty("round_s", maxOf(0.0, round))
             addProperty("lookup_share", lookupShare)
         }
+        val own = draftTimes(each).apply { addProperty("verify", verifies.name.lowercase()) }
+        return host to if (mtp) null else JsonObject().apply { add(drafter, own) }
     }
 
     private fun speed(result: DomainResult, drafts: Int) = JsonObject().apply {
         addProperty("model", manifest.target)
-        addProperty("drafter", "mtp")
+        addProperty("drafter", drafter)
         addProperty("drafts", drafts)
         addProperty("plain_tokens_per_s", result.plainTokensPerSecond)
         addProperty("tokens_per_s", result.draftedTokensPerSecond)

@@ -1,5 +1,8 @@
 package pocketdraft.core
 
+import pocketdraft.core.drafters.Drafter
+import pocketdraft.core.drafters.load
+
 /** The draft-verify loop, in the paper's order (Leviathan et al., arXiv 2211.17192): a port of `runtime/session.py`. */
 class Session(
     private val target: Target,
@@ -21,8 +24,7 @@ class Session(
     fun begin(prompt: List<Int>, budget: Int) {
         check(prompt, budget)
         context.begin(prompt, budget)
-        target.prefill(cache, context.tokens.subList(cache.length, context.tokens.size - 1).toList())
-        drafter.restart()
+        drafter.restart(target.prefill(cache, context.tokens.subList(cache.length, context.tokens.size - 1).toList()))
     }
 
     /** One draft and its verification: one token at least. */
@@ -70,11 +72,9 @@ class Session(
     }
 
     companion object {
-        val DRAFTERS = setOf("mtp", "prompt_lookup", "none")
-
         /**
-         * A fresh sequence. [drafter] is one of [DRAFTERS]; [drafts] their number in a round, and with a
-         * [schedule] the drafter may stop before.
+         * A fresh sequence. [drafter] is one of [DrafterSpecs.runnable] or "none"; [drafts] their number in a round, and with a
+         * [schedule] the drafter may stop before. [cache] may hold the first tokens of the prompt that is to come.
          */
         fun open(
             target: Target,
@@ -83,14 +83,9 @@ class Session(
             sampler: Sampler = Sampler(),
             stats: Stats = Stats(),
             schedule: Scheduled? = null,
+            cache: Cache = target.newCache(),
         ): Session {
-            val cache = target.newCache()
-            val made = when (drafter) {
-                "mtp" -> MTPDrafter(target, cache, sampler, schedule)
-                "prompt_lookup" -> PromptLookup
-                "none" -> NoDrafter
-                else -> throw PocketdraftError("There is no drafter '$drafter'; there are mtp, none, prompt_lookup.")
-            }
+            val made = load(drafter, target, cache, sampler, schedule)
             return Session(target, cache, made, schedule ?: Fixed(drafts), sampler, stats)
         }
     }

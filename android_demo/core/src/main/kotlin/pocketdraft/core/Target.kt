@@ -5,20 +5,33 @@ import java.nio.ByteOrder
 
 private const val REMEMBERED_ROWS = 256
 
-/** [logits] [1 + N, V] and hidden states [1 + N, D] after the final norm; they hold until the target's next call. */
-class Verified(val logits: Rows, private val states: ByteBuffer, private val stateBytes: Int) {
-    fun hidden(row: Int): ByteBuffer = slice(states, row * stateBytes, stateBytes)
-}
+/**
+ * [logits] [1 + N, V] and, by row, [hidden] states [D] after the final norm and [taps] [K], hidden states of layers
+ * before, where a drafter wants them. They hold until the target's next call.
+ */
+class Verified(val logits: Rows, val hidden: List<ByteBuffer>, val taps: List<ByteBuffer>?)
 
-/** The target as the loop sees it: tokens in, logits and hidden states out. Picks graphs, builds their inputs. */
-class Target(val engine: Engine) {
+/** What a prefill of the positions from [start] on gave besides K/V, where the bundle's drafters want it. */
+class Prefilled(val start: Int, val hidden: List<ByteBuffer>?, val taps: List<ByteBuffer>?)
+
+/**
+ * The target as the loop sees it: tokens in, logits and hidden states out. Picks graphs, builds their inputs.
+ *
+ * [graphs] are the bundle's unless another model is to be seen so. [ring] is how many slots the smallest K/V ring has.
+ */
+class Target(
+    val engine: Engine,
+    private val graphs: List<GraphSpec> = engine.manifest.graphs,
+    ring: Int? = engine.manifest.kv.mapNotNull { it.slots }.minOrNull(),
+) {
     private val manifest = engine.manifest
-    private val prefills = manifest.graphsOf(Role.PREFILL)
-    private val verifies = manifest.graphsOf(Role.DECODE) + manifest.graphsOf(Role.VERIFY)
+    private val ring = ring ?: manifest.contextLength
+    private val prefills = graphsOf(Role.PREFILL)
+    private val verifies = graphsOf(Role.DECODE) + graphsOf(Role.VERIFY)
+    private val lateVerifies = graphsOf(Role.EXIT_VERIFY)
     private val widest = (prefills + verifies).maxOf { it.width }
-    private val ring = manifest.kv.mapNotNull { it.slots }.minOrNull() ?: manifest.contextLength
     private val embedders = mapOf("embeddings" to Role.EMBED, "per_layer_embeddings" to Role.EMBED_PER_LAYER)
-        .mapNotNull { (input, role) -> manifest.graphsOf(role).firstOrNull()?.let { input to it } }
+        .mapNotNull { (input, role) -> graphsOf(role).firstOrNull()?.let { input to it } }
     private val inputs = HashMap<String, Map<String, ByteBuffer>>()
     /** Slices of it are all masks' rows. */
     private val steps = ByteArray(2 * manifest.contextLength) { if (it < manifest.contextLength) 1 else 0 }
@@ -33,6 +46,9 @@ class Target(val engine: Engine) {
     var lookupsRun = 0
         private set
 
+    /** The graphs of a role, narrowest first. */
+    fun graphsOf(role: Role): List<GraphSpec> = graphs.of(role)
+
     /** An empty sequence. */
     fun newCache() = Cache(engine.newCache(), manifest.contextLength)
 
@@ -44,54 +60,96 @@ class Target(val engine: Engine) {
     /** The most drafts that can be verified now: a graph writes its whole width, never past the cache. */
     fun longestDraft(cache: Cache): Int = (verifies.filter { it.width <= cache.room }.maxOfOrNull { it.width } ?: 0) - 1
 
-    /** Commits K/V of [tokens]; gives nothing back. */
-    fun prefill(cache: Cache, tokens: List<Int>) {
+    /** Commits K/V of [tokens], call by call. */
+    fun prefill(cache: Cache, tokens: List<Int>): List<Prefilled> {
+        val found = ArrayList<Prefilled>()
         var left = tokens
         while (left.isNotEmpty()) {
             // The narrowest graph that takes all that is left, else the widest; always one that fits the cache.
             val fitting = (listOf(verifies.first()) + prefills).filter { it.width <= cache.room }
             val graph = fitting.find { it.width >= left.size } ?: fitting.last()
             val chunk = left.take(graph.width)
-            run(graph, cache, chunk)
+            val outputs = run(graph, cache, chunk)
+            val (hidden, taps) = listOf("activations", "taps").map { rows(outputs, it, graph, chunk.size)?.map(::copied) }
+            found += Prefilled(cache.length, hidden, taps)
             cache.advance(chunk.size)
             left = left.drop(chunk.size)
         }
+        return found
     }
 
     /** Runs the pending token and the proposed ones; commits nothing. */
     fun verify(cache: Cache, last: Int, proposal: Proposal): Verified {
         val tokens = listOf(last) + proposal.tokens
-        val graph = verifies.first { it.width >= tokens.size }
-        val outputs = run(graph, cache, tokens)
-        return Verified(Rows { floats(outputs.getValue("logits"), it, logitsRow) }, outputs.getValue("activations"),
-            graph.output("activations").bytes / graph.width)
+        val graph = (if (proposal.states == null) verifies else lateVerifies).first { it.width >= tokens.size }
+        val outputs = run(graph, cache, tokens, proposal.states)
+        val hidden = checkNotNull(rows(outputs, "activations", graph, tokens.size))
+        return Verified(Rows { logits(outputs, it) }, hidden, rows(outputs, "taps", graph, tokens.size))
     }
+
+    /**
+     * The state [1, 1, D] of a token after the layers that draft, [ahead] slots after the committed ones, where those
+     * layers' K/V is written; a verify of these states runs the other layers only.
+     */
+    fun draftEarly(cache: Cache, token: Int, ahead: Int): ByteBuffer {
+        val graph = graphsOf(Role.EXIT_DRAFT).single()
+        cache.writes(ahead + 1)
+        val given = inputsOf(graph)
+        embedded(token).forEach { (name, row) -> put(given.getValue(name), 0, row) }
+        place(cache.length + ahead, given)
+        return copied(engine.run(graph.name, given, cache.handle).getValue("exit_states"))
+    }
+
+    /** Row [row] of a graph's logits, [V]. It holds until the next call. */
+    fun logits(outputs: Map<String, ByteBuffer>, row: Int = 0): FloatArray = floats(outputs.getValue("logits"), row, logitsRow)
 
     /** The scaled embedding, [1, 1, D]. */
     fun embed(token: Int): ByteBuffer = embedded(token).getValue("embeddings").duplicate().order(ByteOrder.nativeOrder())
 
-    /** Fills `input_pos` int32 [T] and `mask` bool [1, 1, T, context]: each position sees itself and what came before. */
-    fun place(start: Int, inputs: Map<String, ByteBuffer>) {
+    /**
+     * Fills `input_pos` int32 [T] and, where there is one, `mask` bool [1, 1, T, context]: each position sees itself and
+     * what came before it, from [first] on.
+     */
+    fun place(start: Int, inputs: Map<String, ByteBuffer>, first: Int = 0) {
         val positions = inputs.getValue("input_pos").asIntBuffer()
-        val mask = inputs.getValue("mask").duplicate()
-        for (position in start until start + positions.capacity()) {
-            positions.put(position)
-            mask.put(steps, manifest.contextLength - 1 - position, manifest.contextLength)
+        for (row in 0 until positions.capacity()) {
+            positions.put(start + row)
+            if ("mask" in inputs) see(inputs, row, first, start + row + 1)
         }
+    }
+
+    /** Row [row] of `mask` sees the slots from [first] to before [end]. */
+    fun see(inputs: Map<String, ByteBuffer>, row: Int, first: Int, end: Int) {
+        val mask = inputs.getValue("mask").duplicate()
+        val context = manifest.contextLength
+        mask.position(row * context)
+        mask.put(steps, context, first) // none of these
+        mask.put(steps, context - (end - first), context - first)
     }
 
     /** Zeroed inputs of a graph, kept for all of its calls. */
     fun inputsOf(graph: GraphSpec): Map<String, ByteBuffer> =
         inputs.getOrPut(graph.name) { graph.inputs.filter { !it.isKV }.associate { it.name to it.allocate() } }
 
-    /** Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it. */
-    private fun run(graph: GraphSpec, cache: Cache, tokens: List<Int>): Map<String, ByteBuffer> {
+    /**
+     * Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it. [states] are the
+     * tokens' after the layers that drafted, where those have run: a graph that takes them may want no embeddings.
+     */
+    private fun run(
+        graph: GraphSpec,
+        cache: Cache,
+        tokens: List<Int>,
+        states: List<ByteBuffer>? = null,
+    ): Map<String, ByteBuffer> {
         cache.writes(graph.width)
         val given = inputsOf(graph)
         for (index in 0 until graph.width) {
             for ((name, row) in embedded(tokens.getOrElse(index) { 0 })) {
-                put(given.getValue(name), index * row.capacity(), row)
+                given[name]?.let { put(it, index * row.capacity(), row) }
             }
+        }
+        if (states != null) {
+            fill(given.getValue("exit_states"), List(graph.width) { states.getOrElse(it) { states.first() } })
         }
         place(cache.length, given)
         return engine.run(graph.name, given, cache.handle)
@@ -102,6 +160,13 @@ class Target(val engine: Engine) {
         lookups++
         return rows.getOrPut(token) { lookUp(token) }
     }
+
+    /** The first [count] rows of an output, or null where the graph has no such. */
+    private fun rows(outputs: Map<String, ByteBuffer>, name: String, graph: GraphSpec, count: Int): List<ByteBuffer>? =
+        outputs[name]?.let { output ->
+            val size = output.capacity() / graph.width
+            List(count) { slice(output, it * size, size) }
+        }
 
     private fun lookUp(token: Int): Map<String, ByteBuffer> {
         lookupsRun++
@@ -121,6 +186,10 @@ fun put(into: ByteBuffer, at: Int, from: ByteBuffer) {
     target.position(at)
     target.put(from.duplicate().apply { clear() })
 }
+
+/** With memory of its own. */
+fun copied(buffer: ByteBuffer): ByteBuffer =
+    ByteBuffer.allocateDirect(buffer.capacity()).order(ByteOrder.nativeOrder()).also { put(it, 0, buffer) }
 
 /** [size] bytes from [at]. */
 fun slice(buffer: ByteBuffer, at: Int, size: Int): ByteBuffer {

@@ -1,6 +1,7 @@
 package pocketdraft.core
 
 import com.google.gson.JsonObject
+import com.google.gson.JsonParser
 import java.io.File
 import org.junit.After
 import org.junit.Assert.assertEquals
@@ -10,6 +11,7 @@ import org.junit.Test
 
 class ManifestTest {
     private val folder = createTempDir()
+    private val dflash = JsonParser.parseString("""{"block": 6, "mask_token": 11}""")
     private val good: JsonObject = Golden.read("sessions").first().getAsJsonObject("manifest")
 
     @After
@@ -43,14 +45,50 @@ class ManifestTest {
     fun `graphs of drafters that the phone does not run are left alone`() {
         val manifest = read(changed {
             val graph = getAsJsonArray("graphs")[0].deepCopy().asJsonObject
-            graph.addProperty("name", "dflash_draft")
-            graph.addProperty("role", "dflash_draft")
-            graph.addProperty("part", "dflash")
+            graph.addProperty("name", "exit_fill")
+            graph.addProperty("role", "exit_fill")
+            graph.addProperty("part", "filler")
             getAsJsonArray("graphs").add(graph)
-            getAsJsonObject("parts").add("dflash", getAsJsonObject("parts")["target"].deepCopy())
+            getAsJsonObject("parts").add("filler", getAsJsonObject("parts")["target"].deepCopy())
         })
-        assertTrue(manifest.graphs.none { it.name == "dflash_draft" })
-        assertTrue("dflash" !in manifest.parts)
+        assertTrue(manifest.graphs.none { it.name == "exit_fill" })
+        assertTrue("filler" !in manifest.parts)
+    }
+
+    @Test
+    fun `the default is the first drafter that the bundle holds, and all that it holds can be chosen`() {
+        for (kind in DrafterKind.entries) {
+            val manifest = Golden.read("sessions").first { it["drafter"].asString == kind.label }.manifest()
+            assertEquals(kind.label, manifest.drafters.default)
+            assertEquals(listOf(kind.label, "prompt_lookup"), manifest.drafters.runnable)
+        }
+    }
+
+    @Test
+    fun `a drafter without one of its graphs is refused, and one that nobody knows`() {
+        refuses("has no dflash_context graph") { read(changed { getAsJsonObject("drafters").add("dflash", dflash) }) }
+        refuses("damaged at drafters.oracle .not known") {
+            read(changed { getAsJsonObject("drafters").add("oracle", dflash) })
+        }
+    }
+
+    @Test
+    fun `K and V that a drafter owns count as memory`() {
+        val kv = """{"name": "dflash_kv_cache_k_0", "dtype": "float32", "shape": [1, 2, 24, 8]}"""
+        val manifest = read(changed {
+            val inputs = getAsJsonArray("graphs").first { it.asJsonObject["name"].asString == "decode" }.asJsonObject
+            inputs.getAsJsonArray("inputs").add(JsonParser.parseString(kv))
+        })
+        assertEquals(24 * 2 * 4L + 2 * 24 * 8 * 4L, manifest.kvBytes)
+    }
+
+    @Test
+    fun `a choice of tune that does not run here is left alone`() {
+        fun choice(drafter: String) = read(changed {
+            add("tuned", JsonParser.parseString("""{"drafter": "$drafter", "drafts": 3, "reason": "", "device": ""}"""))
+        }).tuned?.drafter
+        assertEquals(listOf(null, null), listOf("mtp_tree", "dflash").map(::choice))
+        assertEquals(listOf("none", "prompt_lookup", "mtp"), listOf("none", "prompt_lookup", "mtp").map(::choice))
     }
 
     @Test
@@ -59,7 +97,7 @@ class ManifestTest {
             getAsJsonArray("graphs").removeAll { it.asJsonObject["role"].asString == "draft" }
             getAsJsonObject("drafters").remove("mtp")
         })
-        assertEquals("prompt_lookup", manifest.defaultDrafter)
+        assertEquals("prompt_lookup", manifest.drafters.default)
     }
 
     @Test

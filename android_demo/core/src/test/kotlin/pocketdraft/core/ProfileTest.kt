@@ -31,6 +31,20 @@ class ProfileTest {
     }
 
     @Test
+    fun `a drafter of several graphs is told with what a draft took in all`() {
+        val dflash = Golden.read("sessions").first { it["drafter"].asString == "dflash" }.manifest()
+        val timings = listOf("decode", "verify_5", "dflash_draft", "embedder", "per_layer_embedder")
+            .map { GraphTiming(dflash.graph(it), 6, listOf(0.5)) }
+        val device = DeviceInfo("Phone", "SoC", "Android 16", 8, 1L shl 33)
+        val made = Profile(dflash, device, "2.3.0", 4, "2026-11-26", "test").toJson(timings, listOf(result()), 0.5, 2, 5e10)
+        // Of 4 s, a verify and its lookups take 1 and the loop 0.5.
+        val drafting = made.getAsJsonObject("drafters").getAsJsonObject("dflash")
+        assertEquals(JsonParser.parseString("""{"draft_s": 2.5, "drafting_s": 0.0, "verify": "verify"}"""), drafting)
+        assertEquals(0.0, made.getAsJsonObject("host")["draft_s"].asDouble, 0.0)
+        assertEquals("dflash", made.getAsJsonArray("speeds")[0].asJsonObject["drafter"].asString)
+    }
+
+    @Test
     fun `the files' digest stays the same when the choice of tune is written into the manifest`() {
         val tuned = Golden.read("sessions").first().getAsJsonObject("manifest")
         tuned.add("tuned", JsonParser.parseString("{\"drafter\": \"mtp\", \"drafts\": 3, \"reason\": \"\", \"device\": \"\"}"))

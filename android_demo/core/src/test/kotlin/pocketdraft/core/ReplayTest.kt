@@ -8,13 +8,16 @@ class ReplayTest {
     @Test
     fun `each recorded session makes the same calls and gives the same rounds`() {
         for (recorded in Golden.read("sessions")) {
-            val name = recorded["name"].asString
             val engine = ReplayedEngine(recorded.manifest(), recorded.getAsJsonArray("calls"))
             val table = recorded["schedule"].takeUnless { it.isJsonNull }?.asJsonObject
             val schedule = table?.let { Scheduled(it["shares"].doubles().toList(), it["least"].doubles().toList()) }
             val drafts = recorded["drafts"].asInt
-            val session = Session.open(Target(engine), recorded["drafter"].asString, drafts, recorded.sampler(), schedule = schedule)
-            val rounds = recorded.getAsJsonArray("turns").map { it.asJsonObject }.flatMap { turn ->
+            val turns = recorded.getAsJsonArray("turns").map { it.asJsonObject }
+            val target = Target(engine)
+            val cache = target.newCache()
+            target.prefill(cache, turns.first()["prompt"].ints().take(recorded["late"].asInt))
+            val session = Session.open(target, recorded["drafter"].asString, drafts, recorded.sampler(), schedule = schedule, cache = cache)
+            val rounds = turns.flatMap { turn ->
                 val whole = turn["prompt"].ints()
                 val prompt = if (turn["rewind"].asBoolean) session.rewind(whole) else whole
                 session.generate(prompt, turn["budget"].asInt).toList()
@@ -24,9 +27,9 @@ class ReplayTest {
                 val finish = round["finish"].takeUnless { it.isJsonNull }?.let { Finish.valueOf(it.asString.uppercase()) }
                 Emitted(round["tokens"].ints(), round["drafted"].asInt, finish)
             }
-            assertEquals(name, meant, rounds)
+            assertEquals(recorded["name"].asString, meant, rounds)
             session.stats.check()
-            assertEquals(name, recorded["stats"], session.stats.toJson().also { it.remove("seconds") })
+            assertEquals(recorded["name"].asString, recorded["stats"], session.stats.toJson().also { it.remove("seconds") })
         }
     }
 

@@ -5,7 +5,6 @@ import java.nio.ByteOrder
 import pocketdraft.core.Engine
 import pocketdraft.core.GraphSpec
 import pocketdraft.core.Manifest
-import pocketdraft.core.Role
 import pocketdraft.core.TensorSpec
 
 private const val SLOTS_NAME = "param_tensor" // a GPU's graphs take the slots that a call may touch
@@ -31,8 +30,8 @@ internal interface TensorRuntime : AutoCloseable {
 }
 
 /**
- * K/V lives in the runtime's own tensors, each one input and output of every target graph, and the drafter's input:
- * the graphs update it in place, and a round copies none of it.
+ * K/V lives in the runtime's own tensors, the target's and the drafters', each one input and output of every graph that
+ * writes it, and an input of those that read it: the graphs update it in place, and a round copies none of it.
  */
 internal class BoundEngine(override val manifest: Manifest, private val runtime: TensorRuntime) : Engine {
     private class KV(val tensors: Map<String, Long>, val bound: HashMap<String, Bound> = HashMap())
@@ -42,12 +41,10 @@ internal class BoundEngine(override val manifest: Manifest, private val runtime:
 
     private val graphs = manifest.graphs.associateBy { it.name }
     private val own = HashMap<String, OwnTensors>()
-    private val target = manifest.graphsOf(Role.DECODE).first()
-    private val specs = target.inputs.filter { it.isKV }
     private val noKV = KV(emptyMap()) // for the embedders
     private val sequences = Sequences(
-        create = { KV(specs.associate { it.name to runtime.create(target, it, output = false) }) },
-        renew = { kv -> specs.forEach { runtime.zero(kv.tensors.getValue(it.name), it) } },
+        create = { KV(manifest.kvTensors.mapValues { (_, it) -> runtime.create(it.second, it.first, output = false) }) },
+        renew = { kv -> manifest.kvTensors.forEach { (name, it) -> runtime.zero(kv.tensors.getValue(name), it.first) } },
         free = { kv -> kv.tensors.values.forEach(runtime::free) },
     )
     private var closed = false

@@ -1,0 +1,104 @@
+"""The sessions that `record.py` records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pocketdraft.runtime.sampler import Rule
+from pocketdraft.runtime.sampling import Sampling
+from pocketdraft.runtime.schedule import Schedule
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`rewind` says that `prompt` is the whole conversation, which shares a beginning with the last one."""
+
+    prompt: tuple[int, ...]
+    budget: int
+    rewind: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    turns: tuple[Turn, ...]
+    drafter: str = "mtp"
+    drafts: int = 4
+    stop: tuple[int, ...] = ()
+    sampling: Sampling = GREEDY
+    rule: Rule = "exact"
+    ring: bool = False
+    schedule: Schedule | None = None
+    per_layer: bool = True
+    late: int = 0  # so many tokens of the prompt are in the cache before the drafter sees any
+
+
+PROMPT = (3, 1, 4, 1, 5, 9)
+WARM = Sampling(temperature=0.8, seed=7)
+SCHEDULE = Schedule(tuple((tenth + 9) / 20 for tenth in range(11)), (0.9, 0.42, 0.21, 0.1))
+
+
+def of_drafter(drafter: str) -> tuple[Case, ...]:
+    """Of one with graphs of its own: prompts of several calls, ways back to what is known already and to more, a stop
+    token inside an accepted block, going on from there to the context's edge, and each rule."""
+    turns = (
+        Turn((*PROMPT, 3, 1, 4, 1, 5), 4),
+        Turn(PROMPT[:3], 2, rewind=True),
+        Turn((*PROMPT, 2, 6), 20, rewind=True),
+        Turn((7, 7), 20),
+    )
+    hot = Sampling(temperature=3.0, seed=5)
+    return (
+        Case(drafter, turns, drafter, stop=(7,)),
+        Case(
+            f"{drafter}, exact match, stopped by confidence", (Turn(PROMPT, 7),), drafter, 4, (), hot, schedule=SCHEDULE
+        ),
+        Case(f"{drafter}, rejection", (Turn(PROMPT, 7),), drafter, 4, (), hot, "rejection"),
+    )
+
+
+CASES = (
+    Case("greedy", (Turn(PROMPT, 12),)),
+    Case("plain", (Turn(PROMPT, 12),), drafter="none"),
+    Case("prompt lookup", (Turn((*PROMPT, *PROMPT), 8),), drafter="prompt_lookup"),
+    Case("one draft", (Turn(PROMPT, 12),), drafts=1),
+    Case("a prompt of one token", (Turn((2,), 5),)),
+    Case("budget inside an accepted block", (Turn(PROMPT, 7),), drafts=2),
+    Case("stop token inside an accepted block", (Turn(PROMPT, 12),), stop=(5, 8)),
+    Case("the context's edge", (Turn((*PROMPT, *PROMPT, *PROMPT), 40),)),
+    Case("a second turn", (Turn(PROMPT, 4), Turn((7, 7), 5))),
+    Case("a conversation that shares its beginning", (Turn(PROMPT, 5), Turn((3, 1, 4, 2, 6), 5, rewind=True))),
+    Case("a conversation that is known already", (Turn(PROMPT, 5), Turn((3, 1, 4), 5, rewind=True))),
+    Case(
+        "a ring that still holds what is gone back to",
+        (Turn((*PROMPT, *PROMPT), 4), Turn((*PROMPT, 3, 1, 4, 1, 5, 2), 4, rewind=True)),
+        drafter="prompt_lookup",
+        ring=True,
+    ),
+    Case(
+        "a ring that has lost it",
+        (Turn((*PROMPT, *PROMPT), 6), Turn((*PROMPT, 2), 4, rewind=True)),
+        drafter="none",
+        ring=True,
+    ),
+    Case("exact match", (Turn(PROMPT, 12),), sampling=WARM),
+    Case("rejection", (Turn(PROMPT, 14),), sampling=Sampling(temperature=2.5, seed=5), rule="rejection"),
+    Case(
+        "rejection of drafts that were not drawn",
+        (Turn((*PROMPT, *PROMPT), 8),),
+        "prompt_lookup",
+        4,
+        (),
+        WARM,
+        "rejection",
+    ),
+    Case("top-k, top-p, min-p", (Turn(PROMPT, 12),), sampling=Sampling(1.3, 6, 0.9, 0.05, 1.0, 3)),
+    Case("stopped by confidence", (Turn(PROMPT, 16),), schedule=SCHEDULE),
+    Case("a greedy penalty", (Turn(PROMPT, 12),), sampling=Sampling(repetition_penalty=1.7)),
+    *(case for drafter in ("dflash", "early_exit", "mtp_heads", "draft_model") for case in of_drafter(drafter)),
+    Case("dflash that comes late", (Turn(PROMPT, 5),), "dflash", late=3),
+    Case("mtp_heads that come late", (Turn(PROMPT, 5),), "mtp_heads", late=3),
+    Case("early_exit without per-layer embeddings", (Turn(PROMPT, 5),), "early_exit", per_layer=False),
+)
