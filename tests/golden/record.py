@@ -26,6 +26,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from pocketdraft.export.tiny import TARGET_DIR
 from pocketdraft.runtime.accept import accept
 from pocketdraft.runtime.draft_length import Scheduled
+from pocketdraft.runtime.engine import Delegating
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.sampler import Rule, Sampler
 from pocketdraft.runtime.sampling import Sampling
@@ -38,16 +39,15 @@ CAPACITY = 24
 Json = dict[str, Any]
 
 
-class Recorder:
+class Recorder(Delegating):
     """A scripted engine's calls, its one-hot logits blurred by a function of themselves: so there is what to sample."""
 
     def __init__(self, engine: ScriptedEngine) -> None:
-        self.manifest, self.calls = engine.manifest, list[Json]()
-        self.new_cache, self.fork, self.close = engine.new_cache, engine.fork, engine.close
-        self._engine = engine
+        super().__init__(engine)
+        self.calls: list[Json] = []
 
     def run(self, graph: str, inputs: Any, cache: Any = None) -> dict[str, Any]:
-        outputs = self._engine.run(graph, inputs, cache)
+        outputs = super().run(graph, inputs, cache)
         if "logits" in outputs:
             outputs["logits"] = outputs["logits"] + self._blur(graph, outputs["logits"].shape)
         if "activations" in outputs:
@@ -58,9 +58,6 @@ class Recorder:
         outputs = {tensor.name: outputs[tensor.name] for tensor in spec.outputs}
         self.calls.append({"graph": graph, "inputs": _flat(inputs), "outputs": _flat(outputs)})
         return outputs
-
-    def read_kv(self, cache: Any) -> dict[str, Any]:
-        raise NotImplementedError
 
     def _blur(self, graph: str, shape: tuple[int, ...]) -> Any:
         digest = hashlib.blake2b(f"{graph}{len(self.calls)}".encode(), digest_size=8).digest()
