@@ -25,7 +25,7 @@ that is newer. `null` says "not known"; fields with a default may be left out.
         lookup_share        embedding lookups that ran the embedder, of all; the others were remembered rows
         drafting_s, draft_s  as below, but beyond the drafter's graphs: of mtp and prompt_lookup, where `drafters` does
                             not tell; 0 by default
-    drafters          by name, what drafting adds to a round, graphs and all; {} by default
+    drafters          by name, what drafting adds to a round, graphs and all; less than 0 if it saves; {} by default
         verify              the role of the graphs that verify its drafts
         drafting_s          a round that drafts at all
         draft_s             each draft, its row of the verify included; of a tree each node
@@ -105,11 +105,15 @@ class HostTiming(_Frozen):
 
 
 class DraftingTiming(_Frozen):
-    """What a drafter adds to a round beyond its verify and what a plain one takes."""
+    """What a drafter adds to a round beyond its verify and what a plain one takes.
+
+    Less than nothing where it leaves the caches alone, as prompt lookup does: the target's graphs are then faster than
+    their medians, which are over the rounds of all drafters.
+    """
 
     verify: VerifyRole = "verify"
-    drafting_s: NonNegativeFloat
-    draft_s: NonNegativeFloat
+    drafting_s: float
+    draft_s: float
 
 
 class Speed(_Frozen):

@@ -180,14 +180,14 @@ def _host(graphs: Sequence[GraphTiming], plain: Sequence[Generation]) -> HostTim
     ran = sum(len(one.calls[name].seconds) for one in plain for name in embedders if name in one.calls)
     return HostTiming(
         round_s=max(0.0, statistics.median(_beyond(one, medians) for one in plain)),
-        lookup_share=ran / sum(one.rounds for one in plain) / max(1, len(embedders)),  # none: all rows were remembered
+        lookup_share=ran / sum(one.rounds for one in plain) / max(1, len(embedders)),
     )
 
 
 def _drafters(
     graphs: Sequence[GraphTiming], texts: Mapping[tuple[str, int], Sequence[Generation]], host: HostTiming
 ) -> dict[str, DraftingTiming]:
-    """Of those that drafted at all, by the median text of each number of drafts."""
+    """Of those that drafted at all, by the median text of each number of drafts: least squares."""
     target = {graph.name: graph.median_s for graph in graphs if graph.role in ("decode", *VERIFIES)}
     exits = {graph.name for graph in graphs if graph.role == "exit_verify"}
     plain_s = host.round_s + host.lookup_share * sum(graph.median_s for graph in graphs if graph.role in EMBEDDERS)
@@ -196,8 +196,8 @@ def _drafters(
         by_length = [found for (name, asked), found in texts.items() if name == drafter and asked]
         every = [one for found in by_length for one in found]
         if any(one.drafts for one in every):
-            drafted, drafts, beyond = np.array([_of_median_text(found, target) for found in by_length]).T
-            drafting_s, draft_s = _fit(drafted, drafts, beyond - plain_s)
+            points = np.array([_of_median_text(found, target) for found in by_length])
+            drafting_s, draft_s = np.linalg.lstsq(points[:, :2], points[:, 2] - plain_s, rcond=None)[0].tolist()
             verify: VerifyRole = "exit_verify" if any(exits & one.calls.keys() for one in every) else "verify"
             timed[drafter] = DraftingTiming(verify=verify, drafting_s=drafting_s, draft_s=draft_s)
     return timed
@@ -214,13 +214,3 @@ def _beyond(one: Generation, medians: Mapping[str, float]) -> float:
     """Seconds of a round beyond these graphs' median calls."""
     known = sum(median * len(one.calls[graph].seconds) for graph, median in medians.items() if graph in one.calls)
     return (one.seconds - known) / one.rounds
-
-
-def _fit(drafted: Floats, drafts: Floats, seconds: Floats) -> tuple[float, float]:
-    """What a round that drafts takes and what each draft does, [N] points: least squares, neither below 0."""
-    drafting_s, draft_s = np.linalg.lstsq(np.column_stack([drafted, drafts]), seconds, rcond=None)[0].tolist()
-    if drafting_s < 0:
-        return 0.0, max(0.0, float(drafts @ seconds / (drafts @ drafts)))
-    if draft_s < 0:
-        return max(0.0, float(drafted @ seconds / (drafted @ drafted))), 0.0
-    return drafting_s, draft_s

@@ -28,6 +28,7 @@ SECONDS = {
 }
 ROW_S = {"verify": 0.02, "exit_verify": 0.01}  # on top, for each row
 OTHER_S, MOVE_S, WORK_S = 0.01, 0.05, 0.02  # any other graph, moving K/V, a part of the loop
+COLD = 1.2
 PROMPTS = [Prompt(text=f"{first}{second}", domain=domain) for domain, first in (("a", 1), ("b", 2)) for second in "34"]
 
 
@@ -40,15 +41,18 @@ class Digits:
 
 @dataclass
 class ModelledTime(EveryDrafter):
-    """`slow` are roles and how many times as long they take."""
+    """`slow` are roles and how many times as long they take. A graph after one of another part of the bundle takes
+    longer, as it finds its weights out of the caches."""
 
     slow: Mapping[str, float] = field(default_factory=dict)
     now: float = 0.0
+    part: str = ""
 
     def run(self, graph: str, inputs: Any, cache: Any = None) -> dict[str, Any]:
         spec = next(one for one in self.manifest.graphs if one.name == graph)
         seconds = SECONDS.get(spec.role, OTHER_S) + spec.width * ROW_S.get(spec.role, 0.0)
-        self.now += seconds * self.slow.get(spec.role, 1.0)
+        self.now += seconds * self.slow.get(spec.role, 1.0) * (1.0 if spec.part == self.part else COLD)
+        self.part = spec.part
         return super().run(graph, inputs, cache)
 
     def read_clock(self) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from modelled import PROMPTS, opened, with_one
 from scripted_drafters import every_drafter
 
-from pocketdraft.runtime.benchmark import Task, fitted_lengths, measured_profile, survey_all
+from pocketdraft.runtime.benchmark import Opened, Task, fitted_lengths, measured_profile, survey_all
 from pocketdraft.runtime.cost import round_costs
 from pocketdraft.runtime.draft_length import drafts_as_tuned
 from pocketdraft.runtime.drafters import surveyable
@@ -16,7 +17,8 @@ from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.figures import predictions
 from pocketdraft.runtime.lengths import measure, ways_of
 from pocketdraft.runtime.options import start
-from pocketdraft.runtime.results import ALL
+from pocketdraft.runtime.profile import Profile
+from pocketdraft.runtime.results import ALL, Prediction
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.tables import print_choice
 from pocketdraft.runtime.tune import choose_for
@@ -28,20 +30,33 @@ KINDS = ["mtp", "dflash", "early_exit", "mtp_heads", "draft_model", None]
 def quiet(what: str, done: int, total: int) -> None: ...
 
 
+def checked(bundle: Opened, drafters: Sequence[str]) -> tuple[Profile, list[Prediction]]:
+    """As `bench --check` does it: the profile, and predictions over all prompts."""
+    manifest, fitted = bundle.manifest, fitted_lengths(bundle.manifest)
+    ways = ways_of(manifest, None, drafters)
+    found = measure(bundle.engine, bundle.tokenizer, PROMPTS, ways, TASK.max_tokens, TASK.sampling, quiet)
+    profile = found.timings.profile(manifest, 1, fitted, 1e9)
+    costs = round_costs(profile, drafters)
+    texts = {drafter: survey_all(bundle, TASK, drafter, 4, quiet) for drafter in costs}
+    return profile, [one for one in predictions(found, texts, costs, fitted) if one.domain == ALL]
+
+
 @pytest.mark.parametrize(("verify", "held_out"), [((2, 3, 5), {3}), ((5,), {2, 3})])
 def test_what_was_measured_is_what_the_cost_model_predicts_of_every_drafter(monkeypatch, verify, held_out):
     """With one verify graph too: that one draft is measured tells what each takes from what drafting does."""
     bundle = opened(monkeypatch, every_drafter(200, verify))
-    manifest, drafters = bundle.manifest, surveyable(bundle.manifest.drafters)
+    drafters = surveyable(bundle.manifest.drafters)
     assert drafters == ["dflash", "dflash_tree", "draft_model", "early_exit", "mtp", "mtp_heads", "prompt_lookup"]
-    ways = ways_of(manifest, None, drafters)
-    found = measure(bundle.engine, bundle.tokenizer, PROMPTS, ways, TASK.max_tokens, TASK.sampling, quiet)
-    fitted = fitted_lengths(manifest)
-    costs = round_costs(found.timings.profile(manifest, 1, fitted, 1e9), drafters)
-    texts = {drafter: survey_all(bundle, TASK, drafter, 4, quiet) for drafter in costs}
-    made = [one for one in predictions(found, texts, costs, fitted) if one.domain == ALL]
+    _, made = checked(bundle, drafters)
     assert {(one.drafter, one.drafts) for one in made if one.held_out} == set(itertools.product(drafters, held_out))
     assert {(one.drafter, one.drafts): one.error for one in made if abs(one.error) > 0.02} == {}
+
+
+def test_a_drafter_that_leaves_the_caches_alone_is_predicted_as_fast_as_it_is(monkeypatch):
+    """The others' rounds find the target's weights cold, and theirs are most of those that its graphs are timed in."""
+    profile, made = checked(opened(monkeypatch), ["mtp", "draft_model", "prompt_lookup"])
+    assert max(abs(one.error) for one in made) < 0.02
+    assert profile.drafters["prompt_lookup"].drafting_s < 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
