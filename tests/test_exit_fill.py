@@ -8,9 +8,8 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from test_llama import CONFIGS, Bundle
-from test_llama import both as both_of
-from transformers import Gemma4ForCausalLM
+from test_llama import CONFIGS, Bundle, both
+from transformers import Gemma4ForCausalLM, PretrainedConfig
 from transformers.models.gemma4.modeling_gemma4 import apply_rotary_pos_emb
 
 from pocketdraft.export.backends.eager import EagerEngine
@@ -26,6 +25,7 @@ from pocketdraft.export.tiny.train import load
 from pocketdraft.quantize.recipe import load as load_recipe
 from pocketdraft.runtime.calm import ExitRule
 from pocketdraft.runtime.engine import Engine, open_engine
+from pocketdraft.runtime.graphs import KVSteps
 from pocketdraft.runtime.leaving import LeavingTarget
 from pocketdraft.runtime.manifest import Backend
 from pocketdraft.runtime.session import open_session
@@ -33,6 +33,7 @@ from pocketdraft.runtime.target import Target
 
 ALWAYS = ExitRule("gap", 0.0, 64, None)
 PROMPT = np.random.default_rng(0).integers(6, 2000, 60).tolist()
+STATE, PLACE = np.random.default_rng(0).standard_normal((1, 1, 64), np.float32), np.array([5], np.int32)
 FLOAT = Recipes(*[load_recipe("f32")] * 3)
 
 
@@ -78,24 +79,45 @@ def test_skipped_layers_keep_what_they_make_of_the_state_that_left(make_pair, sh
         np.testing.assert_allclose(found[f"kv_cache_v_{layer}"], values, atol=1e-4)
 
 
+def exit_engine(config: PretrainedConfig, steps: dict[int, KVSteps] | None = None) -> EagerEngine:
+    """A Llama's kind of target that may be left after the first of its three layers, all of which own K/V."""
+    _, target = both(config)
+    layout = KVLayout.of(target.geometry, 32, None, steps)
+    plan = Plan(Path(), (), Path(), FLOAT, context=32, prefill=(2,), verify=(2,), early_exit=1)
+    made = early_exit.steps(None, plan, target, layout, Plain())
+    return EagerEngine(Bundle(made), made)
+
+
+def filled(engine: EagerEngine) -> dict[str, torch.Tensor]:
+    """K/V once a token in slot 5 has left."""
+    cache = engine.new_cache()
+    engine.run("exit_fill", {"exit_states": STATE, "input_pos": PLACE}, cache)
+    return cache
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_first_layer_that_is_skipped_keeps_what_it_would_have_kept(config):
     """The state that left is its own input; those after it would have been given others."""
-    _, target = both_of(config)
-    layout = KVLayout.of(target.geometry, 32)
-    plan = Plan(Path(), (), Path(), FLOAT, context=32, prefill=(2,), verify=(2,), early_exit=1)
-    steps = early_exit.steps(None, plan, target, layout, Plain())
-    engine, random = EagerEngine(Bundle(steps), steps), np.random.default_rng(0)
-    place = {"input_pos": np.array([5], np.int32)}
-    state = random.standard_normal((1, 1, target.geometry.hidden), np.float32)
-    whole, filled = engine.new_cache(), engine.new_cache()
+    engine = exit_engine(config)
+    left, whole = filled(engine), engine.new_cache()
     mask = (np.arange(32) == 5)[None, None, None]
-    engine.run("exit_verify_1", {**place, "exit_states": state, "mask": mask}, whole)
-    engine.run("exit_fill", {**place, "exit_states": state}, filled)
+    engine.run("exit_verify_1", {"exit_states": STATE, "input_pos": PLACE, "mask": mask}, whole)
     for name in ("kv_cache_k", "kv_cache_v"):
-        torch.testing.assert_close(filled[f"{name}_1"], whole[f"{name}_1"])
-        assert (filled[f"{name}_2"] - whole[f"{name}_2"]).abs().max() > 0.1
-        assert not filled[f"{name}_0"].any()
+        torch.testing.assert_close(left[f"{name}_1"], whole[f"{name}_1"])
+        assert (left[f"{name}_2"] - whole[f"{name}_2"]).abs().max() > 0.1
+        assert not left[f"{name}_0"].any()
+
+
+def test_int8_k_v_are_those_of_floats_within_half_a_step():
+    config = CONFIGS["qwen3"]
+    steps = {layer: KVSteps(0.1 + layer / 100, 0.2 + layer / 100) for layer in range(3)}
+    floats, int8 = filled(exit_engine(config)), filled(exit_engine(config, steps))
+    for layer in (1, 2):
+        for name, step in zip(("kv_cache_k", "kv_cache_v"), steps[layer], strict=True):
+            own, wanted = int8[f"{name}_{layer}"], floats[f"{name}_{layer}"]
+            assert own.dtype == torch.int8
+            assert own.any()
+            assert (own * step - wanted).abs().max() <= 0.5001 * step
 
 
 def test_where_no_skipped_layer_owns_k_v_there_is_nothing_to_fill():
