@@ -55,7 +55,7 @@ def of_drafter(drafter: str) -> tuple[Case, ...]:
         Case(
             f"{drafter}, exact match, stopped by confidence", (Turn(PROMPT, 7),), drafter, 4, (), hot, schedule=SCHEDULE
         ),
-        Case(f"{drafter}, rejection", (Turn(PROMPT, 7),), drafter, 4, (), hot, "rejection"),
+        Case(f"{drafter}, rejection", (Turn((*PROMPT, *PROMPT, *PROMPT), 7),), drafter, 4, (), hot, "rejection"),
     )
 
 
