@@ -232,16 +232,18 @@ def _bench_lengths(bundle: Path, task: Task, parity: bool, out: Path | None, qui
     from .benchmark import benchmark
     from .figures import summary
     from .results import write_results
-    from .tables import print_drafters, print_lengths, print_predictions
+    from .tables import print_drafters, print_lengths, print_predictions, print_reading
 
     with terminal.progress(quiet or as_json) as advance:
         found = benchmark(bundle, task, advance, rungs if parity else None)
     if out:
         write_results(found, out)
     if not as_json:
-        print_lengths(found)
+        if task.drafters != ():  # --compare has too many rows for a screen: --out keeps them
+            print_lengths(found)
         if len(found.drafters) > 1:
             print_drafters(found)
+        print_reading(found)
         if task.check:
             print_predictions(found)
     print(found.model_dump_json() if as_json else json.dumps(summary(found)))

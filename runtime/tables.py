@@ -35,12 +35,15 @@ def print_lengths(found: Results) -> None:
         drafter = f"{row.drafter} " if len(found.drafters) > 1 else ""
         rows = f", {row.batch} rows" if row.batch > 1 else ""
         table.add_row(f"{drafter}{row.drafts}{rows}", f"{row.accepted_per_round:.2f}", *cells)
-    console = table_console()
-    console.print(table)
+    table_console().print(table)
+
+
+def print_reading(found: Results) -> None:
+    """The first token, memory, and what the memory's bandwidth allows."""
     if found.first_token and found.read and found.peak_memory_bytes:
         first, read = found.first_token, found.read
         allowed = f"at {read.bandwidth / 1e9:.1f} GB/s that allows {read.limit_tokens_per_s:,.0f} tokens/s"
-        console.print(
+        table_console().print(
             f"First token: {first.cold_s * 1e3:.0f} ms cold ({first.opened_s * 1e3:.0f} of them opening), "
             f"{first.warm_s * 1e3:.1f} ms warm. Peak memory {found.peak_memory_bytes / 1e6:.0f} MB. "
             f"Plain decoding reads {(read.target_bytes + read.kv_bytes) / 1e6:.2f} MB a token; {allowed}."
