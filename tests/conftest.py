@@ -100,7 +100,10 @@ def make_trained_bundle() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def make_full_bundle() -> Callable[[str], Path]:
-    """The embedded target with a drafter of each kind, w8, by backend. Takes minutes. Kept: change a copy."""
+    """The embedded target with a drafter of each kind, w8, by backend, its exit before a layer that owns K/V.
+
+    Takes minutes. Kept: change a copy.
+    """
     from pocketdraft.export.pipeline import build
     from pocketdraft.export.plan import Plan, Recipes
     from pocketdraft.export.tiny import EMBEDDED, TARGET_DIR
@@ -110,7 +113,8 @@ def make_full_bundle() -> Callable[[str], Path]:
     def make(backend: str) -> Path:
         def write(out: Path) -> None:
             recipes = Recipes(*[load("w8")] * 3)
-            build([Plan(TARGET_DIR, tuple(EMBEDDED.values()), out, recipes, backend, prefill=(64,), verify=(5,))])
+            drafters, few = tuple(EMBEDDED.values()), {"prefill": (64,), "verify": (5,)}
+            build([Plan(TARGET_DIR, drafters, out, recipes, backend, **few, early_exit=2)])
 
         return kept(f"full-{backend}", write)
 
