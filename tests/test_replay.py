@@ -103,6 +103,16 @@ def test_every_width_of_every_drafter_s_graphs_is_run_again_as_it_was():
     assert found.keys() == {graph.name for graph in others if graph.role not in ("dflash_context", "model_prefill")}
 
 
+def test_no_row_of_an_early_exit_s_verify_is_padding():
+    """It would read K/V of the first layers that were never written: zeros, or what another sequence has left."""
+    engine = EveryDrafter(every_drafter(verify=(5,)))
+    calls = [call for calls in note(engine, list(range(1, 10))) for call in calls if "exit_verify" in call.graph]
+    for call in calls:
+        states = call.inputs["exit_states"][0, :, 0].tolist()
+        assert len(set(states)) == len(states)
+    assert {len(call.inputs["input_pos"]) for call in calls} == {1, 5}
+
+
 def test_where_mtp_alone_drafts_there_is_nothing_to_note():
     manifest = every_drafter()
     mtp = type(manifest.drafters)(mtp=manifest.drafters.mtp)
