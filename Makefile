@@ -49,7 +49,7 @@ compare: setup
 	$(BIN)/python benchmarks/compare.py build/bench/every.json
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 slow: setup
 	$(BIN)/pytest -m slow --durations 12
