@@ -37,7 +37,7 @@ from .validate import Rungs
 class Task:
     """What to measure. `lengths` None is all that the bundle has graphs for; `batches` are numbers of rows.
 
-    `drafters` None is the one that the bundle starts with, empty all that it can draft with.
+    `drafters` None is the one that the bundle starts with, empty all that it can draft with; see `weighed` too.
     """
 
     prompts: Sequence[Prompt]
@@ -81,6 +81,11 @@ def fitted_lengths(manifest: Manifest) -> list[int]:
     return sorted({0, 1, *(graph.width - 1 for graph in manifest.graphs_of("verify"))})
 
 
+def weighed(task: Task, manifest: Manifest) -> Sequence[str]:
+    """The drafters that a profile times and `tune` chooses among: those named, or all that can be surveyed."""
+    return task.drafters or surveyable(manifest.drafters)
+
+
 def take_profile(bundle: Path, task: Task, advance: Progress) -> Profile:
     """Of this machine, with nothing but what a profile takes."""
     opened = open_cold(bundle, task.threads, task.prompts[0])
@@ -91,8 +96,8 @@ def take_profile(bundle: Path, task: Task, advance: Progress) -> Profile:
 
 def measured_profile(opened: Opened, task: Task, advance: Progress) -> Profile:
     """Of this machine: one draft length for each graph, of all drafters that can be surveyed or those named."""
-    lengths, drafters = fitted_lengths(opened.manifest), task.drafters or surveyable(opened.manifest.drafters)
-    ways = ways_of(opened.manifest, lengths, drafters)
+    lengths = fitted_lengths(opened.manifest)
+    ways = ways_of(opened.manifest, lengths, weighed(task, opened.manifest))
     found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance)
     return profile_of(found, points(found.runs), opened.manifest, task, lengths, host.memory_bandwidth(task.threads))
 

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .benchmark import Opened, Task, measured_profile, open_cold, survey_all
+from .benchmark import Opened, Task, measured_profile, open_cold, survey_all, weighed
 from .cost import RoundCost, round_costs
 from .draft_length import DraftLength, EarlyStop, Fixed, Never, Scheduled
-from .drafters import surveyable
 from .errors import PocketdraftError
 from .lengths import Progress
 from .manifest import Manifest, Tuned, TunedSchedule, change
@@ -121,7 +120,7 @@ def choose_for(opened: Opened, task: Task, profile: Profile, advance: Progress) 
     """Of the drafters named, or all that can be surveyed, as far as the profile times their rounds.
 
     Raises PocketdraftError where it times those of none."""
-    drafters = task.drafters or surveyable(opened.manifest.drafters)
+    drafters = weighed(task, opened.manifest)
     costs = round_costs(profile, drafters)
     texts = {drafter: survey_all(opened, task, drafter, cost.longest, advance) for drafter, cost in costs.items()}
     return replace(choose(texts, costs), left_out=tuple(drafter for drafter in drafters if drafter not in costs))

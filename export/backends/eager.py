@@ -46,8 +46,8 @@ class EagerEngine:
         return {t.name: outputs[t.name].numpy() for t in step.spec.outputs if not t.is_kv}
 
     def compact(self, cache: KV, sources: Sequence[int], start: int) -> None:
-        own = [tensor.name for tensor in self._steps["decode"].spec.inputs if tensor.is_kv]
-        arrays = {name: cache[name].numpy().copy() for name in own}  # copies: forks share tensors
+        names = (tensor.name for tensor in self.manifest.target_kv)
+        arrays = {name: cache[name].numpy().copy() for name in names}  # copies: forks share tensors
         compact(arrays, sources, start)
         cache.update((name, torch.from_numpy(array)) for name, array in arrays.items())
 

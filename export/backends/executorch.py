@@ -104,7 +104,7 @@ def write(
     mover = KVMover(kv, chosen["target"], max(plan.verify) - 1)
     rows = torch.zeros(mover.rows, dtype=torch.int64)
     programs[KV_MOVER] = torch.export.export(mover, (rows, rows.clone()), strict=False)
-    programs[KV_READER] = torch.export.export(KVReader(kv, steps), (torch.zeros(1),), strict=False)
+    programs[KV_READER] = torch.export.export(KVReader(kv), (torch.zeros(1),), strict=False)
     progress("Lowering", len(chosen), len(chosen) + 1)
     edge = _delegate(programs)
     outside = {name: undelegated(edge.exported_program(name)) for name in programs}
@@ -172,7 +172,7 @@ class QuantizedEmbedding(nn.Module):
 
 
 class KVBuffers(nn.Module):
-    """K/V of all steps, those of one name once."""
+    """K/V of all steps, those of one name once, in the order of `Manifest.kv_tensors`."""
 
     def __init__(self, steps: list[Step]) -> None:
         super().__init__()
@@ -186,14 +186,12 @@ class KVBuffers(nn.Module):
 class KVReader(nn.Module):
     """All K/V, for the parity ladder; a phone never loads it."""
 
-    def __init__(self, kv: KVBuffers, steps: list[Step]) -> None:
+    def __init__(self, kv: KVBuffers) -> None:
         super().__init__()
         self.kv = kv
-        self.names = list(dict.fromkeys(tensor.name for step in steps for tensor in step.spec.inputs if tensor.is_kv))
 
     def forward(self, zero: Tensor) -> tuple[Tensor, ...]:
-        buffers = (getattr(self.kv, name) for name in self.names)
-        return tuple(buffer + zero.to(buffer.dtype) for buffer in buffers)
+        return tuple(buffer + zero.to(buffer.dtype) for buffer in self.kv.buffers())
 
 
 class KVMover(nn.Module):

@@ -28,6 +28,7 @@ class Target(
     private val ring = ring ?: manifest.contextLength
     private val prefills = graphsOf(Role.PREFILL)
     private val verifies = graphsOf(Role.DECODE) + graphsOf(Role.VERIFY)
+    private val early = graphsOf(Role.EXIT_DRAFT).singleOrNull()
     private val lateVerifies = graphsOf(Role.EXIT_VERIFY)
     private val widest = (prefills + verifies).maxOf { it.width }
     private val embedders = mapOf("embeddings" to Role.EMBED, "per_layer_embeddings" to Role.EMBED_PER_LAYER)
@@ -92,7 +93,7 @@ class Target(
      * layers' K/V is written; a verify of these states runs the other layers only.
      */
     fun draftEarly(cache: Cache, token: Int, ahead: Int): ByteBuffer {
-        val graph = graphsOf(Role.EXIT_DRAFT).single()
+        val graph = checkNotNull(early) { "the bundle has no early exit" }
         cache.writes(ahead + 1)
         val given = inputsOf(graph)
         embedded(token).forEach { (name, row) -> put(given.getValue(name), 0, row) }
@@ -107,15 +108,19 @@ class Target(
     fun embed(token: Int): ByteBuffer = embedded(token).getValue("embeddings").duplicate().order(ByteOrder.nativeOrder())
 
     /**
-     * Fills `input_pos` int32 [T] and, where there is one, `mask` bool [1, 1, T, context]: each position sees itself and
-     * what came before it, from [first] on.
+     * As [number], and where there is a `mask` bool [1, 1, T, context]: each position sees itself and what came before
+     * it, from [first] on.
      */
     fun place(start: Int, inputs: Map<String, ByteBuffer>, first: Int = 0) {
+        val count = number(start, inputs)
+        if ("mask" in inputs) for (row in 0 until count) see(inputs, row, first, start + row + 1)
+    }
+
+    /** Fills `input_pos` int32 [T] with the positions from [start] on, and gives T. */
+    fun number(start: Int, inputs: Map<String, ByteBuffer>): Int {
         val positions = inputs.getValue("input_pos").asIntBuffer()
-        for (row in 0 until positions.capacity()) {
-            positions.put(start + row)
-            if ("mask" in inputs) see(inputs, row, first, start + row + 1)
-        }
+        for (row in 0 until positions.capacity()) positions.put(start + row)
+        return positions.capacity()
     }
 
     /** Row [row] of `mask` sees the slots from [first] to before [end]. */

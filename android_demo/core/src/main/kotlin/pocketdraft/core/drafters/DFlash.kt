@@ -44,8 +44,7 @@ class DFlashDrafter(
         if (count < 1 || known.stop != start || known.isEmpty || cache.room < spec.block) return Proposal.NOTHING
         val tokens = listOf(context.last) + List(spec.block - 1) { spec.maskToken }
         fill(inputs.getValue("embeddings"), tokens.map(target::embed))
-        target.place(start, inputs)
-        for (row in 0 until spec.block) target.see(inputs, row, known.start, start + spec.block)
+        for (row in 0 until target.number(start, inputs)) target.see(inputs, row, known.start, start + spec.block)
         val hidden = target.engine.run(graph.name, inputs, cache.handle).getValue("activations")
         put(states.getValue("activations"), 0, hidden)
         val outputs = target.engine.run(head.name, states)
@@ -66,7 +65,7 @@ class DFlashDrafter(
         for (call in followingCalls(contexts, start, taps.size, cache.capacity)) {
             val inputs = target.inputsOf(call.graph)
             fill(inputs.getValue("taps"), taps.subList(call.from, call.from + call.real))
-            target.place(start + call.from, inputs)
+            target.number(start + call.from, inputs)
             target.engine.run(call.graph.name, inputs, cache.handle)
         }
         cache.follow(DrafterKind.DFLASH, start, start + taps.size)
