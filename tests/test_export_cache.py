@@ -120,6 +120,18 @@ def test_a_bound_that_is_no_size_is_refused(monkeypatch, said):
         Cache.default()
 
 
+def test_a_key_does_not_depend_on_the_process():
+    """A set of strings is ordered by a seed of the process; these two order the two kinds of layers apart."""
+    script = (
+        "from pocketdraft.export.models.gemma4 import Geometry; from pocketdraft.export.tiny import configs\n"
+        "print(Geometry.from_config(configs.target_config()))"
+    )
+    seeds = [os.environ | {"PYTHONHASHSEED": seed} for seed in ("0", "2")]
+    runs = [subprocess.run([sys.executable, "-c", script], env=seed, capture_output=True, text=True) for seed in seeds]
+    assert "rope=" in runs[0].stdout
+    assert len({run.stdout for run in runs}) == 1
+
+
 def test_another_recipe_converts_nothing_again(make_bundle, make_pair, tmp_path, monkeypatch):
     from pocketdraft.export.backends import litert
     from pocketdraft.export.pipeline import build

@@ -31,6 +31,7 @@ class Bundle:
 
     def __init__(self, steps) -> None:
         self.graphs = tuple(step.spec for step in steps)
+        self.target_kv = [tensor for tensor in self.graphs[0].inputs if tensor.is_kv]
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ class Geometry(decoder.Geometry):
                 )
             )
         rope: dict[Kind, tuple[float, float]] = {}
-        for kind in set(kinds):
+        for kind in sorted(set(kinds)):
             parameters = config.rope_parameters[f"{kind}_attention"]
             rope[kind] = (parameters["rope_theta"], parameters.get("partial_rotary_factor", 1.0))
         return Geometry(
