@@ -17,7 +17,7 @@ PROBE_SHARE = 0.005  # of the time: where drafting does not pay, a draft now and
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
 EVIDENCE = 8.0  # and where an eighth as many drafts were judged since as it was made of,
 PROBES = 4.0  # or, where it does not draft, so many
-UNSURE = 4.0  # of n drafts judged: the square of n over this is for how many rounds it stays off
+UNSURE = 2.0  # of n drafts judged: the square of n over this is for how many rounds it stays off
 REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
 
 

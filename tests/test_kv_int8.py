@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WIDTHS
+from conftest import FEW_WIDTHS
 from test_engines import PROMPT, SLOW, TEXTS, generate
 
 from pocketdraft.export.calibrate import calibrate
@@ -88,7 +88,7 @@ def test_a_layer_that_shares_sees_what_was_written_after_it_was_read():
 
 
 def plan_of(target: Path, drafter: Path, out: Path, backend: str = "litert") -> Plan:
-    return Plan(target, (drafter,), out, FLOAT, backend, kv="int8", **WIDTHS)
+    return Plan(target, (drafter,), out, FLOAT, backend, kv="int8", **FEW_WIDTHS)
 
 
 @pytest.fixture(scope="module")

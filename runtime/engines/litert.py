@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import huge_pages
 from ..compaction import compact
 from ..engine import Arrays
 from ..errors import PocketdraftError
@@ -65,6 +66,7 @@ class LiteRTEngine:
                     raise PocketdraftError(
                         f"LiteRT cannot open the {name} of {folder}: {error}; export again."
                     ) from error
+            huge_pages.move(Path(packed))
         self._graphs = {graph.name: _Graph(self._models[graph.part], graph) for graph in manifest.graphs}
 
     def new_cache(self) -> KVBuffers:

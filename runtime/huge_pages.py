@@ -1,0 +1,85 @@
+"""A file's mapping on huge pages: the weights that XNNPACK has packed, of which every decoding reads each.
+
+At 47 M int8 weights a decoding is 4 % faster than on the file's own small pages: a processor remembers where a few
+thousand pages lie. Linux only: elsewhere, and where memory is short, mappings stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+HUGE = 2 << 20
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+FAILED = ctypes.c_void_p(-1).value
+SPARE = 4  # times a mapping's size must be available: these pages cannot go back to a file
+
+
+def move(folder: Path) -> int:
+    """Puts what this process has mapped of files in `folder`, to be read only, on huge pages: the bytes moved.
+
+    Address and content stay. Nothing may read or write those files or mappings meanwhile.
+    """
+    moved = 0
+    if _given():
+        for start, end in list(_mappings(folder)):
+            if end - start >= HUGE and _available() >= SPARE * (end - start):
+                moved += _move(start, end - start)
+    return moved
+
+
+def _given() -> bool:
+    """Whether the system gives huge pages to those that ask."""
+    with contextlib.suppress(OSError):
+        return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    return False
+
+
+def _mappings(folder: Path) -> Iterator[tuple[int, int]]:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, permissions, _, _, _, *file = line.split(maxsplit=5)
+        if file and permissions.startswith("r--") and folder in Path(file[0]).parents:
+            start, end = (int(address, 16) for address in span.split("-"))
+            yield start, end
+
+
+def _available() -> int:
+    """Bytes that can be had without swapping; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def _move(start: int, size: int) -> int:
+    """A copy on new pages takes the mapping's place. The bytes moved: 0 where the system has none to give."""
+    libc = _libc()
+    new = libc.mmap(None, size + HUGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if new == FAILED:
+        return 0
+    copy = new + (start - new) % HUGE  # as far into a huge page as the original, or they would fall apart on moving
+    libc.madvise(new, size + HUGE, mmap.MADV_HUGEPAGE)
+    ctypes.memmove(copy, start, size)
+    libc.mprotect(copy, size, mmap.PROT_READ)
+    moved = libc.mremap(copy, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, start) == start
+    if not moved:
+        libc.munmap(copy, size)
+    libc.munmap(new, copy - new)
+    libc.munmap(copy + size, new + HUGE - copy)
+    return size if moved else 0
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None)
+    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    libc.mmap.restype, libc.mmap.argtypes = pointer, [pointer, size, number, number, number, ctypes.c_long]
+    libc.mremap.restype, libc.mremap.argtypes = pointer, [pointer, size, size, number, pointer]
+    libc.madvise.argtypes = libc.mprotect.argtypes = [pointer, size, number]
+    libc.munmap.argtypes = [pointer, size]
+    return libc
