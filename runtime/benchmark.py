@@ -14,7 +14,7 @@ from . import clock, host
 from .compare import against_reference, stretches
 from .cost import round_costs
 from .draft_length import schedule_of
-from .drafters import default_rule, runnable, surveyable
+from .drafters import default_rule, runnable, stoppable, surveyable
 from .engine import open_engine
 from .errors import PocketdraftError
 from .figures import points, predictions, read_limit
@@ -122,13 +122,12 @@ def benchmark(
                 f"--lengths asks for {length} drafts, the widest verify graph of {bundle} takes {widest}; "
                 f"export with --drafts {length}, or give up to {widest}."
             )
-    table = schedule_of(manifest.tuned) if manifest.tuned else None
+    tuned, table = manifest.tuned, None
     ways = ways_of(manifest, task.lengths, drafters)
-    mtp = tuple(drafters) == ("mtp",)
-    if mtp:
-        ways.append(Way("mtp", "auto"))
-    if table and mtp:
-        ways.append(Way("mtp", "tuned"))
+    if len(drafters) == 1 and stoppable(drafters[0]):
+        ways.append(Way(drafters[0], "auto"))
+        if tuned and tuned.drafter == drafters[0] and (table := schedule_of(tuned)):
+            ways.append(Way(drafters[0], "tuned"))
     found = measure(opened.engine, opened.tokenizer, task.prompts, ways, task.max_tokens, task.sampling, advance, table)
     fitted = [length for length in fitted_lengths(manifest) if length in found.timings.lengths]
     whole = len(fitted) == len(fitted_lengths(manifest))

@@ -55,6 +55,13 @@ def test_a_drafter_that_is_always_right_is_accepted_whole(name):
     assert session.stats.accepted_per_round > 3.8
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if drafters.stoppable(name)])
+def test_a_drafter_that_may_be_stopped_early_says_how_sure_it_is(name):
+    session = open_session(EveryDrafter(every_drafter(400)), name, Confident(cost=0.1))
+    list(session.generate(PROMPT, 40))
+    assert session.stats.judged.total() > 0
+
+
 @pytest.mark.parametrize("name", [*WITH_WEIGHTS, "dflash_tree"])
 def test_a_sequence_may_go_back_and_on(name):
     engine = EveryDrafter(every_drafter(400))

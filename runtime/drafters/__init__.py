@@ -43,6 +43,11 @@ def default_rule(name: str, timed: bool) -> Rule:
     return "rejection" if getattr(_module(name), "DRAWS", False) and not timed else "exact"
 
 
+def stoppable(name: str) -> bool:
+    """Whether it tells how sure it is of each draft, as all do that can draw them: a policy may stop it early."""
+    return getattr(_module(name), "DRAWS", False)
+
+
 def runnable(specs: DrafterSpecs) -> list[str]:
     """All that a bundle with these drafters can draft with: a file says with `KIND` whose graphs it runs, if any."""
     kinds = {name: getattr(_module(name), "KIND", None) for name in _names()}
