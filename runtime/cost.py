@@ -124,6 +124,11 @@ class Times:
         if drafts:
             self._draft.append(draft_s / drafts)
 
+    @property
+    def plain_rounds(self) -> int:
+        """Of those remembered, the ones that verified no draft."""
+        return len(next(iter(self._verify.values()), ()))
+
     def cost(self) -> RoundCost | None:
         """Lower quartiles: a graph that has not run for a while finds its weights out of the caches, and is slower
         than if it were used all along. A width that has not run lies between its neighbours. None until a draft was

@@ -14,6 +14,7 @@ from .schedule import Floats, Judged, Schedule, schedule, table
 from .stats import TENTHS, Stats
 
 PROBE_SHARE = 0.005  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
+PLAIN_FIRST = 4  # rounds: nothing that comes after would tell what not drafting takes, and so whether it is better
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
 EVIDENCE = 8.0  # and where an eighth as many drafts were judged since as it was made of,
 PROBES = 4.0  # or, where it does not draft, so many
@@ -115,6 +116,8 @@ class Confident:
 
     def next(self, stats: Stats) -> int:
         rounds, experience = stats.rounds, self.experience
+        if self.cost is None and experience.times.plain_rounds < PLAIN_FIRST:
+            return 0
         if rounds >= self._learn_at or (self._off and experience.idle == 0):
             self._learn(stats)
             self._learn_at = max(1, rounds + min(rounds, RELEARN_EVERY))  # after 1, 2, 4... rounds

@@ -11,7 +11,7 @@ from scripted import ScriptedEngine, plain, scripted_manifest
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.context import Emitted
 from pocketdraft.runtime.cost import RoundCost, Times
-from pocketdraft.runtime.draft_length import Confident, Experience
+from pocketdraft.runtime.draft_length import PLAIN_FIRST, Confident, Experience
 from pocketdraft.runtime.drafters.mtp import MTPDrafter
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import open_session
@@ -111,7 +111,7 @@ def test_drafts_that_the_target_did_not_look_at_teach_nothing():
 def test_the_cost_of_a_draft_is_the_measured_one(draft_s, drafts):
     """Drafts that are accepted four times of five, as before; a verify takes a tenth of a second."""
     experience = Experience(Times([1, 17]))
-    for width in (1, 17):
+    for width in (*[1] * PLAIN_FIRST, 17):
         experience.times.add(width, 0.1, 1, draft_s * 0.1, 0.0)
     assert drafts_of(Confident().starting_from(experience)) == drafts
 
@@ -136,6 +136,21 @@ def test_where_drafting_does_not_pay_it_is_tried_again_now_and_then():
     assert set(asked[1:]) == {0, 1}
     assert any(asked[1_000:])
     assert sum(asked) < 70
+
+
+def test_what_not_drafting_takes_is_found_out_before_any_draft():
+    """By a sequence that is alone: while it drafts, no round would tell that a verify takes ten decodings."""
+    policy, stats, asked = Confident().starting_from(Experience(Times([1, 5]))), Stats(), []
+    for _ in range(200):
+        count = min(4, policy.next(stats))
+        asked.append(count)
+        proposal, accepted = Proposal.chain([0] * count, confidences=[0.5] * count), count // 2
+        tokens = (0,) * (accepted + 1)
+        stats.record(proposal, Verdict(tokens[1:], 0, tuple(range(accepted + 1))), Emitted(tokens, accepted, None))
+        policy.experience.times.add(*((5, 10.0) if count else (1, 1.0)), count, 0.1 * count, 0.0)
+    assert asked[:PLAIN_FIRST] == [0] * PLAIN_FIRST
+    assert asked[PLAIN_FIRST] == 4
+    assert asked[20:].count(0) > 170
 
 
 def test_what_one_sequence_teaches_is_not_another_s():
