@@ -22,12 +22,12 @@ from transformers import Gemma4AssistantForCausalLM, Gemma4ForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from pocketdraft.export import distil
+from pocketdraft.export import heads as mtp_heads
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.distil import Teacher, count_rounds, teach
 from pocketdraft.export.hf_compat import patch_transformers
 from pocketdraft.export.tiny import DRAFT_MODEL_DIR, DRAFTER_DIR, MTP_HEADS_DIR, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.export.tiny import train_draft_model as draft_model
-from pocketdraft.export.tiny import train_mtp_heads as mtp_heads
 from pocketdraft.export.tiny.train import load
 from pocketdraft.export.written import NEW_TOKENS, Writer
 from pocketdraft.runtime.prompts import read_prompts

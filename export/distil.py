@@ -40,15 +40,19 @@ class Teacher:
     @torch.no_grad()
     def logits(self, positions: Tensor) -> Tensor:
         """float32 [B, N, V], after the softcap."""
-        text = text_model(self.target)
-        logits = self.target.lm_head(self.hidden[:, positions].to(text.dtype)).float()
-        cap = text.config.final_logit_softcapping
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        dtype = text_model(self.target).dtype
+        return softcapped(self.target.lm_head(self.hidden[:, positions].to(dtype)).float(), self.target)
 
     @torch.no_grad()
     def embed(self, positions: Tensor) -> Tensor:
         """The scaled embeddings, float32 [B, N, D]."""
         return text_model(self.target).embed_tokens(self.tokens[:, positions]).float()
+
+
+def softcapped(logits: Tensor, target: PreTrainedModel) -> Tensor:
+    """As the target's configuration says: not at all in families without."""
+    cap = getattr(text_model(target).config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 @torch.no_grad()

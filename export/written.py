@@ -37,14 +37,14 @@ class Writer:
     context: int
     stop: tuple[int, ...]
 
-    def write(self, prompts: Sequence[Prompt], sampled: bool, until: float) -> list[Text]:
-        """What the target writes after each prompt, greedily or at temperature 1, where that is two tokens at least.
+    def write(self, prompts: Sequence[Prompt], temperature: float, until: float) -> list[Text]:
+        """What the target writes after each prompt, where that is two tokens at least; temperature 0 is greedy.
 
         Cut short at `until`, of `time.monotonic`.
         """
         longest, device = max(map(len, prompts)), self.target.device
         padding = [longest - len(prompt) for prompt in prompts]
-        chosen = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
+        sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         self.target.generation_config = GenerationConfig()  # the checkpoint's own may punish repetition: no graph does
         output = self.target.generate(
             torch.tensor([[0] * left + prompt for left, prompt in zip(padding, prompts, strict=True)], device=device),
@@ -53,7 +53,7 @@ class Writer:
             max_time=max(0.0, until - time.monotonic()),
             eos_token_id=list(self.stop) or None,
             pad_token_id=0,
-            **chosen,
+            **(sampled if temperature else {"do_sample": False}),
         ).cpu()
         texts = [self._text(row[left:], longest - left) for row, left in zip(output, padding, strict=True)]
         return [text for text in texts if len(text.tokens) > text.prompt + 1]
@@ -64,8 +64,8 @@ class Writer:
         enough = [list(prompts) * (AT_ONCE // len(prompts))] if len(prompts) < AT_ONCE else chunks
         for turn in itertools.count():
             if turn < len(chunks):
-                yield False, self.write(chunks[turn], False, until)
-            yield True, self.write(enough[turn % len(enough)], True, until)
+                yield False, self.write(chunks[turn], 0.0, until)
+            yield True, self.write(enough[turn % len(enough)], 1.0, until)
 
     def _text(self, tokens: Tensor, prompt: int) -> Text:
         tokens = tokens[: self.context]
@@ -84,7 +84,7 @@ class Exam:
 
     @staticmethod
     def set_by(writer: Writer, prompts: Sequence[Prompt], until: float) -> Exam:
-        texts, device = writer.write(prompts, False, until), writer.target.device
+        texts, device = writer.write(prompts, 0.0, until), writer.target.device
         return Exam(texts, [teach(writer.target, text.tokens[None].to(device)) for text in texts])
 
     def measure(self, drafter: Gemma4AssistantForCausalLM, drafts: int) -> Stats:

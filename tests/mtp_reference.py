@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MellumConfig, Pretra
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 
+from pocketdraft.export.heads import checkpoint_name
 from pocketdraft.export.models.mtp_config import MtpHeadsConfig
 from pocketdraft.export.models.mtp_heads import HeadGeometry, MtpHead
 from pocketdraft.export.step import Plain, StepKV
-from pocketdraft.export.tiny.train_mtp_heads import checkpoint_name
 
 SLOTS = 64
 WINDOW = 6

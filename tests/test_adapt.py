@@ -185,15 +185,15 @@ def test_drafts_are_those_of_transformers_head(centroids):
 def test_texts_of_prompts_of_several_lengths_are_those_of_each_alone(monkeypatch):
     monkeypatch.setattr(written, "NEW_TOKENS", 24)
     writer, prompts = writer_of(), [ids[: 5 + 3 * index] for index, ids in enumerate(tokens_of(TEXTS[:6]))]
-    together = writer.write(prompts, False, FAR)
-    alone = [writer.write([prompt], False, FAR)[0] for prompt in prompts]
+    together = writer.write(prompts, 0.0, FAR)
+    alone = [writer.write([prompt], 0.0, FAR)[0] for prompt in prompts]
     assert [text.tokens.tolist() for text in together] == [text.tokens.tolist() for text in alone]
     assert [text.prompt for text in together] == [len(prompt) for prompt in prompts]
 
 
 def test_a_text_does_not_outgrow_the_context():
     prompts = tokens_of(TEXTS[:2])
-    texts = writer_of(context=len(prompts[0]) + 10).write(prompts, True, FAR)
+    texts = writer_of(context=len(prompts[0]) + 10).write(prompts, 1.0, FAR)
     assert max(len(text.tokens) for text in texts) == len(prompts[0]) + 10
 
 

@@ -10,16 +10,18 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from conftest import WIDTHS
+from conftest import FEW_WIDTHS, WIDTHS
 from kept import kept
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from pocketdraft.export.checkpoint import Checkpoint, read_config
 from pocketdraft.export.estimate import blank_models
+from pocketdraft.export.heads import new_head, own_head, save_head
 from pocketdraft.export.pipeline import build, load_models
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.reference import TransformersEngine
 from pocketdraft.export.rungs import eager_pair, rungs
+from pocketdraft.export.smollm2_head import head_config
 from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
 from pocketdraft.quantize.recipe import load
 from pocketdraft.runtime.engine import Engine, open_engine
@@ -143,4 +145,24 @@ def test_a_bundle_without_any_drafter_is_valid(make_target, backend):
     assert list(found.ladder) == ["transformers -> step", "step -> quantized step", "quantized step -> graph"]
     assert found.passed, found.to_json()
     assert {check.name: check.outcome for check in found.checks}["prompt_lookup vs plain"] == "pass"
+    engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_a_native_head_with_a_head_of_its_own_is_valid(make_target, backend, tmp_path):
+    """It drafts some of the tokens only: the target's head has no graph then."""
+    folder, recipe = make_target(), load("w8")
+    target, config = AutoModelForCausalLM.from_pretrained(folder), head_config(LlamaConfig.from_pretrained(folder))
+    torch.manual_seed(1)
+    save_head(new_head(config), config, tmp_path / "head", own_head(target, torch.arange(0, 2048, 4)))
+    plan = Plan(folder, (tmp_path / "head",), tmp_path / "out", Recipes(recipe, recipe, recipe), backend, **FEW_WIDTHS)
+    (manifest,) = build([plan])
+    assert [(graph.name, graph.part) for graph in manifest.graphs_of("head")] == [("mtp_heads_head", "mtp_heads")]
+    engine = open_engine(tmp_path / "out", 1)
+    found = validate(
+        tmp_path / "out", engine, ["a" * 20], 24, rungs(manifest, folder, plan.drafters), lambda what: None
+    )
+    assert found.passed, found.to_json()
+    assert {check.name: check.outcome for check in found.checks}["mtp_heads vs plain"] == "pass"
     engine.close()

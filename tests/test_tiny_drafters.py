@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma4ForCausalLM
 
+from pocketdraft.export import heads as mtp_heads
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.distil import Teacher, count_rounds, teach
 from pocketdraft.export.drafting import load_drafter
@@ -19,7 +20,6 @@ from pocketdraft.export.step import Plain, StepKV
 from pocketdraft.export.stored import load as load_weights
 from pocketdraft.export.tiny import DRAFT_MODEL_DIR, MTP_HEADS_DIR, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.export.tiny import train_draft_model as draft_model
-from pocketdraft.export.tiny import train_mtp_heads as mtp_heads
 from pocketdraft.export.tiny.train import load
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.stats import Stats

@@ -9,7 +9,9 @@ class MtpHeadsConfig(PretrainedConfig):  # type: ignore[misc]
     """Of MTP layers as Mellum's and Qwen3.5's checkpoints name them (`mtp.fc`, `mtp.layers.0`, `mtp.norm`).
 
     transformers has no class for the layers without their target. Field names are those that its targets use:
-    `hidden_size` and `vocab_size` are the target's, `sliding_window` None is full attention.
+    `hidden_size` and `vocab_size` are the target's, `sliding_window` None is full attention. With `draft_vocab_size`
+    the checkpoint has a head of its own over so many tokens (`mtp.lm_head`, and by `mtp.token_rows` [V] each token's
+    row, or one past the last), as EAGLE-3's have.
     """
 
     model_type = "pocketdraft_mtp_heads"
@@ -29,3 +31,4 @@ class MtpHeadsConfig(PretrainedConfig):  # type: ignore[misc]
     max_position_embeddings: int = 1024
     num_mtp_layers: int = 1
     mtp_hidden_states_first: bool = False
+    draft_vocab_size: int | None = None

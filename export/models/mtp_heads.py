@@ -41,6 +41,8 @@ class HeadGeometry:
     window: int | None  # of sliding attention; None is full
     theta: float
     hidden_first: bool
+    vocab: int
+    draft_vocab: int  # tokens that it drafts; 0 is all of them, by the target's head
 
     @staticmethod
     def from_config(config: MtpHeadsConfig) -> HeadGeometry:
@@ -59,6 +61,8 @@ class HeadGeometry:
             window=config.sliding_window,
             theta=rope["rope_theta"],
             hidden_first=config.mtp_hidden_states_first,
+            vocab=config.vocab_size,
+            draft_vocab=config.draft_vocab_size or 0,
         )
 
 
@@ -74,6 +78,15 @@ class MtpHead(nn.Module):
         self.fc = linear(2 * hidden, hidden)
         self.layers = nn.ModuleList([DecoderLayer(geometry.size, index)])
         self.norm = RMSNorm(hidden, eps)
+        if geometry.draft_vocab:
+            self.lm_head = linear(hidden, geometry.draft_vocab)
+            self.token_rows = nn.Parameter(torch.empty(geometry.vocab, dtype=torch.int64), requires_grad=False)
+
+    def logits(self, state: Tensor) -> Tensor:
+        """By a head of its own: [1, 1, D] -> [1, 1, V], the tokens that it has no row for below all others."""
+        scores = self.lm_head(state)[0, 0]
+        known = torch.cat([scores, scores.amin(-1, keepdim=True) - 1.0])
+        return known.index_select(0, self.token_rows.to(torch.int32))[None, None]
 
     def forward(self, embeddings: Tensor, hidden: Tensor, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
         """The state for the target's head, and the `hidden` of the next draft: [1, T, D].

@@ -49,7 +49,7 @@ def tied(model: MtpHead) -> dict[str, str]:
 
 
 def wants(model: MtpHead) -> Wants:
-    return Wants(prefill_hidden=True, heads=(1,))
+    return Wants(prefill_hidden=True, heads=() if model.geometry.draft_vocab else (1,))
 
 
 def describe(model: MtpHead, plan: Plan, target: Target) -> MTPHeadsSpec:
@@ -57,7 +57,8 @@ def describe(model: MtpHead, plan: Plan, target: Target) -> MTPHeadsSpec:
 
 
 def steps(model: MtpHead, plan: Plan, target: Target, target_kv: KVLayout, operators: Operators) -> list[Step]:
-    """`mtp_heads_W` for every number of tokens that the target commits at once; width 1 drafts."""
+    """`mtp_heads_W` for every number of tokens that the target commits at once; width 1 drafts. A head of its own is
+    `mtp_heads_head`, in the place of the target's `head_1`."""
     g = model.geometry
     layout = KVLayout.own(KIND, 1, g.size.kv_heads, g.size.head_dim, plan.context)
     rows = ("embeddings", "activations")
@@ -79,7 +80,30 @@ def steps(model: MtpHead, plan: Plan, target: Target, target_kv: KVLayout, opera
         )
         return Step(graph, _Head(model, layout, operators).eval())
 
-    return [step(width) for width in sorted({1, *plan.prefill, *plan.verify})]
+    steps = [step(width) for width in sorted({1, *plan.prefill, *plan.verify})]
+    return [*steps, _own_head(model)] if g.draft_vocab else steps
+
+
+def _own_head(model: MtpHead) -> Step:
+    g = model.geometry
+    graph = GraphSpec(
+        name="mtp_heads_head",
+        role="head",
+        part="mtp_heads",
+        width=1,
+        inputs=(spec("activations", "float32", 1, 1, g.size.hidden),),
+        outputs=(spec("logits", "float32", 1, 1, g.vocab),),
+    )
+    return Step(graph, _OwnHead(model).eval())
+
+
+class _OwnHead(nn.Module):
+    def __init__(self, model: MtpHead) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, activations: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.model.logits(activations)}
 
 
 class _Head(nn.Module):

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ..heads import save_head
 from ..hf_compat import patch_transformers
 from . import HERE
 from .configs import mtp_heads_config
@@ -31,7 +32,7 @@ from .corpus import DOMAINS, LICENCES, SOURCES, build_corpus, encode, train_toke
 from .train_dflash import train_dflash
 from .train_draft_model import train_draft_model
 from .train_drafter import add_centroid_head, train_drafter
-from .train_mtp_heads import save_head, train_mtp_head
+from .train_mtp_heads import train_mtp_head
 from .train_target import train_target, write_text
 from .training import Batches
 
