@@ -73,9 +73,12 @@ def test_what_is_written_to_or_lies_elsewhere_stays_mapped(file, tmp_path):
     other.close()
 
 
-def test_where_memory_is_short_nothing_moves(file, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "bound"), [("_available", lambda: huge_pages.SPARE * SIZE - 1), ("LARGEST", SIZE - 1)]
+)
+def test_where_memory_is_short_or_much_is_to_be_moved_nothing_is(file, monkeypatch, name, bound):
     view = mapped(file)
-    monkeypatch.setattr(huge_pages, "_available", lambda: huge_pages.SPARE * SIZE - 1)
+    monkeypatch.setattr(huge_pages, name, bound)
     assert huge_pages.move(file.parent) == 0
     assert str(file) in files()
     view.close()
