@@ -1,18 +1,18 @@
 """A native MTP head for SmolLM2, distilled on what the model itself writes: questions and answers, without a corpus.
 
-    python -m pocketdraft.export.smollm2_head --target build/smollm2 --out build/smollm2-head --minutes 60
+    python -m pocketdraft.export.smollm2_head --target build/smollm2 --out build/smollm2-head --write 60 --train 60
 
 An instruct model that is given no more than the start of a user's turn writes the question too (Xu et al., Magpie,
-arXiv 2406.08464). Questions are drawn, answers are greedy. What was written is kept beside the head and taken up again,
-so a longer training need not write anew.
+arXiv 2406.08464). Questions are drawn, answers are greedy. What was written is kept beside the head: the next call adds
+to it, or with `--write 0` only trains anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from transformers import LlamaConfig, PreTrainedModel
 from transformers.modeling_layers import MtpLayer
 
 from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.files import write_whole
 from pocketdraft.runtime.stats import Stats
 from pocketdraft.runtime.text import Tokenizer
 
@@ -40,7 +41,6 @@ ASSISTANT = "\n<|im_start|>assistant\n"
 CONTEXT = 256  # tokens of a text
 QUESTIONS, TEMPERATURE = 64, 0.8  # at once; colder than Magpie's, for a model that small
 HELD_OUT = 24
-WRITING_SHARE = 0.45  # of the time
 TEXTS, ROWS, DEPTH = 4, 96, 3  # of a step: texts, rows of each that are learned from, drafts unrolled
 DRAFTS = 4  # a round, where acceptance is told
 DRAFTED = 8192  # tokens: the most frequent ones. Reading the target's head, for all 49,152, takes most of a draft
@@ -52,6 +52,20 @@ class Written:
 
     practice: list[Text]
     exam: list[Text]
+
+    def to_json(self) -> str:
+        """Of each text its tokens, how many of them were given, and the budget."""
+
+        def rows(texts: list[Text]) -> list[tuple[list[int], int, int]]:
+            return [(text.tokens.tolist(), text.prompt, text.budget) for text in texts]
+
+        return json.dumps({"practice": rows(self.practice), "exam": rows(self.exam)})
+
+    @staticmethod
+    def read(path: Path) -> Written:
+        rows = json.loads(path.read_text())
+        texts = {name: [Text(torch.tensor(tokens), *more) for tokens, *more in rows[name]] for name in rows}
+        return Written(**texts)
 
 
 def head_config(target: LlamaConfig) -> MtpHeadsConfig:
@@ -69,38 +83,33 @@ def head_config(target: LlamaConfig) -> MtpHeadsConfig:
     )
 
 
-def answers(writer: Writer, tokenizer: Tokenizer, until: float) -> Iterator[list[Text]]:
-    """Endless: texts of a question and its answer."""
+def answered(writer: Writer, tokenizer: Tokenizer, until: float) -> list[Text]:
+    """Texts of a question and its answer; none where no question came to its end."""
     start, turn = tokenizer.encode(USER), tokenizer.encode(ASSISTANT)
-    while True:
-        asked = writer.write([start] * QUESTIONS, TEMPERATURE, until)
-        whole = [text.tokens.tolist() for text in asked if int(text.tokens[-1]) in writer.stop]
-        if whole:
-            yield writer.write([tokens + turn for tokens in whole], 0.0, until)
+    asked = writer.write([start] * QUESTIONS, TEMPERATURE, until)
+    whole = [text.tokens.tolist() + turn for text in asked if int(text.tokens[-1]) in writer.stop]
+    return writer.write(whole, 0.0, until) if whole else []
 
 
 def write(writer: Writer, tokenizer: Tokenizer, until: float, kept: Path) -> Written:
-    """Until that time, of `time.monotonic`, or what was written before.
+    """What was written before, and more until that time, of `time.monotonic`. Kept after each batch.
 
     Raises PocketdraftError where that is too short for more texts than are held out.
     """
-    if kept.exists():
-        found = torch.load(kept, weights_only=False)
-        return Written(found["practice"], found["exam"])
-    written = Written([], [])
-    for texts in answers(writer, tokenizer, until):
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    written = Written.read(kept) if kept.exists() else Written([], [])
+    while time.monotonic() < until:
+        texts = answered(writer, tokenizer, until)
         (written.exam if len(written.exam) < HELD_OUT else written.practice).extend(texts)
-        tokens = sum(len(text.tokens) for text in written.practice)
-        print(f"{len(written.practice)} texts of {tokens} tokens", flush=True)
-        if time.monotonic() >= until:
-            break
+        print(
+            f"{len(written.practice)} texts of {sum(len(text.tokens) for text in written.practice)} tokens", flush=True
+        )
+        write_whole(kept, written.to_json())
     if not written.practice:
         raise PocketdraftError(
             f"The target wrote {len(written.exam)} texts in that time, the first {HELD_OUT} are held out to measure "
-            "with; give more --minutes."
+            "with; give more minutes to --write."
         )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"practice": written.practice, "exam": written.exam}, kept)
     return written
 
 
@@ -150,16 +159,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, required=True, help="what `export.smollm2` wrote")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--write", type=float, default=60.0, help="minutes")
+    parser.add_argument("--train", type=float, default=60.0, help="minutes")
     chosen = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    checkpoint, started = Checkpoint.open(chosen.target), time.monotonic()
+    checkpoint = Checkpoint.open(chosen.target)
     target = load_model(checkpoint, torch.bfloat16, "sdpa").requires_grad_(False)
     special = checkpoint.tokens()
     tokenizer, writer = Tokenizer(checkpoint.tokenizer_file, special.bos), Writer(target, CONTEXT, special.stop)
-    until = started + 60 * chosen.minutes
-    texts = write(writer, tokenizer, started + WRITING_SHARE * (until - started), chosen.out.with_suffix(".texts.pt"))
-    head = train(target, texts.practice, until)
+    kept = chosen.out.with_suffix(".texts.json")
+    texts = write(writer, tokenizer, time.monotonic() + 60 * chosen.write, kept)
+    head = train(target, texts.practice, time.monotonic() + 60 * chosen.train)
     drafted = frequent(texts.practice, target.config.vocab_size, DRAFTED)
     for what, tokens in {"all tokens": None, f"the {DRAFTED} most frequent": drafted}.items():
         stats = measure(target, head, texts.exam, tokens)

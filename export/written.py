@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Gemma4AssistantForCausalLM, GenerationConfig, PreTrainedModel
 
 from pocketdraft.runtime.stats import Stats
@@ -46,15 +46,18 @@ class Writer:
         padding = [longest - len(prompt) for prompt in prompts]
         sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         self.target.generation_config = GenerationConfig()  # the checkpoint's own may punish repetition: no graph does
-        output = self.target.generate(
-            torch.tensor([[0] * left + prompt for left, prompt in zip(padding, prompts, strict=True)], device=device),
-            attention_mask=torch.tensor([[0] * left + [1] * (longest - left) for left in padding], device=device),
-            max_new_tokens=NEW_TOKENS,
-            max_time=max(0.0, until - time.monotonic()),
-            eos_token_id=list(self.stop) or None,
-            pad_token_id=0,
-            **(sampled if temperature else {"do_sample": False}),
-        ).cpu()
+        ids = [[0] * left + prompt for left, prompt in zip(padding, prompts, strict=True)]
+        visible = [[0] * left + [1] * (longest - left) for left in padding]
+        with self.target.lm_head.register_forward_pre_hook(_contiguous):
+            output = self.target.generate(
+                torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(visible, device=device),
+                max_new_tokens=NEW_TOKENS,
+                max_time=max(0.0, until - time.monotonic()),
+                eos_token_id=list(self.stop) or None,
+                pad_token_id=0,
+                **(sampled if temperature else {"do_sample": False}),
+            ).cpu()
         texts = [self._text(row[left:], longest - left) for row, left in zip(output, padding, strict=True)]
         return [text for text in texts if len(text.tokens) > text.prompt + 1]
 
@@ -73,6 +76,12 @@ class Writer:
         if len(ends):
             tokens = tokens[: prompt + int(ends[0]) + 1]
         return Text(tokens, prompt, len(tokens) - prompt + bool(len(ends)))
+
+
+def _contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of a prompt its last row is asked for, a slice; torch 2.13.0 multiplies that by a copy of the head for each text
+    (bfloat16: of gigabytes)."""
+    return tuple(one.contiguous() for one in inputs)
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,16 @@ SPARE = 4  # times a mapping's size must be available: these pages cannot go bac
 
 
 def move(folder: Path) -> int:
-    """Puts what this process has mapped of files in `folder`, to be read only, on huge pages: the bytes moved.
+    """Puts what this process shares of files in `folder`, to be read only, on huge pages: the bytes moved.
 
-    Address and content stay. Nothing may read or write those files or mappings meanwhile.
+    Address and content stay, the files' pages that is: XNNPACK maps beyond the end of some. Nothing may read or write
+    those files or mappings meanwhile.
     """
     moved = 0
     if _given():
-        for start, end in list(_mappings(folder)):
-            size = end - start
+        for start, size, file, offset in list(_mappings(folder)):
             if HUGE <= size <= LARGEST and _available() >= SPARE * size:
-                moved += _move(start, size)
+                moved += _move(start, size, file, offset)
     return moved
 
 
@@ -42,12 +42,13 @@ def _given() -> bool:
     return False
 
 
-def _mappings(folder: Path) -> Iterator[tuple[int, int]]:
+def _mappings(folder: Path) -> Iterator[tuple[int, int, Path, int]]:
+    """Address, size, file, offset in it."""
     for line in Path("/proc/self/maps").read_text().splitlines():
-        span, permissions, _, _, _, *file = line.split(maxsplit=5)
-        if file and permissions.startswith("r--") and folder in Path(file[0]).parents:
+        span, permissions, offset, _, _, *file = line.split(maxsplit=5)
+        if file and permissions == "r--s" and folder in Path(file[0]).parents:
             start, end = (int(address, 16) for address in span.split("-"))
-            yield start, end
+            yield start, end - start, Path(file[0]), int(offset, 16)
 
 
 def _available() -> int:
@@ -59,7 +60,7 @@ def _available() -> int:
     return 0
 
 
-def _move(start: int, size: int) -> int:
+def _move(start: int, size: int, file: Path, offset: int) -> int:
     """A copy on new pages takes the mapping's place. The bytes moved: 0 where the system has none to give."""
     libc = _libc()
     new = libc.mmap(None, size + HUGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
@@ -67,7 +68,9 @@ def _move(start: int, size: int) -> int:
         return 0
     copy = new + (start - new) % HUGE  # as far into a huge page as the original, or they would fall apart on moving
     libc.madvise(new, size + HUGE, mmap.MADV_HUGEPAGE)
-    ctypes.memmove(copy, start, size)
+    with file.open("rb") as content:  # not from the mapping: what is mapped beyond the file's end cannot be read
+        content.seek(offset)
+        content.readinto((ctypes.c_char * size).from_address(copy))
     libc.mprotect(copy, size, mmap.PROT_READ)
     moved = libc.mremap(copy, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, start) == start
     if not moved:

@@ -185,7 +185,10 @@ def test_drafts_are_those_of_transformers_head(centroids):
 def test_texts_of_prompts_of_several_lengths_are_those_of_each_alone(monkeypatch):
     monkeypatch.setattr(written, "NEW_TOKENS", 24)
     writer, prompts = writer_of(), [ids[: 5 + 3 * index] for index, ids in enumerate(tokens_of(TEXTS[:6]))]
+    slices: list[bool] = []  # whose product with the head torch makes many times dearer
+    writer.target.lm_head.register_forward_hook(lambda head, given, out: slices.append(not given[0].is_contiguous()))
     together = writer.write(prompts, 0.0, FAR)
+    assert slices == [False] * 24
     alone = [writer.write([prompt], 0.0, FAR)[0] for prompt in prompts]
     assert [text.tokens.tolist() for text in together] == [text.tokens.tolist() for text in alone]
     assert [text.prompt for text in together] == [len(prompt) for prompt in prompts]

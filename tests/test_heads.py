@@ -138,8 +138,8 @@ class Letters:
         return [ord(letter) % VOCABULARY for letter in text]
 
 
-def test_a_target_answers_its_own_whole_questions_and_is_asked_once(tmp_path):
-    writing, kept = Writing(), tmp_path / "texts.pt"
+def test_a_target_answers_its_own_whole_questions_and_what_it_wrote_is_kept(tmp_path):
+    writing, kept = Writing(), tmp_path / "texts.json"
     written = write(writing, Letters(), time.monotonic() + 0.2, kept)
     assert set(writing.asked[::2]) == {0.8}
     assert set(writing.asked[1::2]) == {0.0}
@@ -150,11 +150,14 @@ def test_a_target_answers_its_own_whole_questions_and_is_asked_once(tmp_path):
     assert all(text.tokens[text.prompt :].tolist() == [9, 7, 1] for text in texts)
     again = write(Writing(), Letters(), 0.0, kept)
     assert [text.tokens.tolist() for text in again.practice] == [text.tokens.tolist() for text in written.practice]
+    more = write(Writing(), Letters(), time.monotonic() + 0.1, kept)
+    assert len(more.practice) > len(written.practice)
+    assert len(more.exam) == len(written.exam)
 
 
 def test_too_little_time_to_write_is_said(tmp_path):
-    with pytest.raises(PocketdraftError, match=f"the first {HELD_OUT} are held out .* give more --minutes"):
-        write(Writing(), Letters(), 0.0, tmp_path / "texts.pt")
+    with pytest.raises(PocketdraftError, match=f"the first {HELD_OUT} are held out .* give more minutes"):
+        write(Writing(), Letters(), 0.0, tmp_path / "texts.json")
     assert not list(tmp_path.iterdir())
 
 

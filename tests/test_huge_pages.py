@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import re
 from pathlib import Path
 
@@ -61,6 +62,15 @@ def test_they_are_on_huge_pages(file):
     huge_pages.move(file.parent)
     assert huge_bytes(start) >= huge_pages.HUGE
     view.close()
+
+
+def test_what_is_mapped_beyond_a_file_s_end_is_left_unread(file):
+    """As XNNPACK does with a file that it has cut off since: to read there ends the process."""
+    view, content = mapped(file), file.read_bytes()
+    whole = SIZE - (2 << 12)
+    os.truncate(file, whole)
+    assert huge_pages.move(file.parent) == SIZE
+    assert view[:whole] == content[:whole]
 
 
 def test_what_is_written_to_or_lies_elsewhere_stays_mapped(file, tmp_path):
