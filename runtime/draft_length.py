@@ -14,11 +14,11 @@ from .schedule import Floats, Judged, Schedule, schedule, table
 from .stats import TENTHS, Stats
 
 PROBE_SHARE = 0.005  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
+UNSURE = 0.5  # or, while n drafts were judged, this over the square of n
 PLAIN_FIRST = 4  # rounds: nothing that comes after would tell what not drafting takes, and so whether it is better
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
 EVIDENCE = 8.0  # and where an eighth as many drafts were judged since as it was made of,
 PROBES = 4.0  # or, where it does not draft, so many
-UNSURE = 2.0  # of n drafts judged: the square of n over this is for how many rounds it stays off
 REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
 
 
@@ -154,8 +154,8 @@ class Confident:
         experience.schedule, experience.unlearnt = self._schedule, 0.0
         self._off = not self._schedule.longest
         # The less is known, the sooner it is tried again: a wrong verdict grows unlikely fast.
-        rarely = (cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1) / PROBE_SHARE
-        experience.probe_after = int(min(rarely, experience.judged.sum() ** 2 / UNSURE))
+        extra = cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1
+        experience.probe_after = int(extra * min(1 / PROBE_SHARE, experience.judged.sum() ** 2 / UNSURE))
 
     def _cost(self) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):
