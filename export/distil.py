@@ -20,7 +20,7 @@ from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma
 from pocketdraft.runtime.stats import Stats
 
 from .hf_compat import patch_for_training
-from .hf_model import text_model
+from .hf_model import softcapped, text_model
 
 DEPTH_DECAY = 0.85  # weight of draft k + 1 over draft k
 HARD_SHARE = 0.5  # of the loss: the target's argmax; the rest is its distribution
@@ -49,16 +49,11 @@ class Teacher:
         return text_model(self.target).embed_tokens(self.tokens[:, positions]).float()
 
 
-def softcapped(logits: Tensor, target: PreTrainedModel) -> Tensor:
-    """As the target's configuration says: not at all in families without."""
-    cap = getattr(text_model(target).config, "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
 @torch.no_grad()
 def teach(target: PreTrainedModel, tokens: Tensor) -> Teacher:
     output = text_model(target)(input_ids=tokens, use_cache=False, return_shared_kv_states=True)
-    kv = {kind: (keys.float(), values.float()) for kind, (keys, values) in dict(output.shared_kv_states).items()}
+    shared = dict(getattr(output, "shared_kv_states", {}))  # only Gemma 4 gives any
+    kv = {kind: (keys.float(), values.float()) for kind, (keys, values) in shared.items()}
     return Teacher(target, tokens, output.last_hidden_state.float(), kv)
 
 

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, PreTrainedModel, Qwen3Config
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, Qwen3Config
 from transformers.modeling_layers import MtpLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
-from .distil import DEPTH_DECAY, MASKED, OFF_PATH, Teacher, softcapped, token_loss
+from .distil import DEPTH_DECAY, MASKED, OFF_PATH, Teacher, token_loss
+from .hf_model import softcapped, text_model
 from .models.mtp_config import MtpHeadsConfig
 
 PADDING = 0
@@ -49,6 +50,20 @@ FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("rms_norm_eps", "rope_parameters", "max_position_embeddings"),
 )
+
+
+def head_config(target: PretrainedConfig) -> MtpHeadsConfig:
+    """A layer of the target's own shape."""
+    return MtpHeadsConfig(**{name: getattr(target, name) for name in FIELDS})
+
+
+def untrained(config: MtpHeadsConfig, target: PreTrainedModel) -> MtpLayer:
+    """Random, but for the norm before the target's head, which expects this scale."""
+    torch.manual_seed(0)
+    head = new_head(config).train()
+    with torch.no_grad():
+        head.post_norm.weight.copy_(text_model(target).norm.weight)
+    return head
 
 
 def unroll(head: MtpLayer, teacher: Teacher, depth: int, count: int) -> Iterator[Tensor]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .checkpoint import Checkpoint
 from .hf_compat import patch_transformers
+from .models.layers import capped
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> PreTrainedModel:
@@ -29,3 +30,8 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Pr
 def text_model(model: PreTrainedModel) -> Any:
     """What a text-only or a fused target has below its head: embedding, layers and final norm."""
     return getattr(model.model, "language_model", model.model)
+
+
+def softcapped(logits: Tensor, target: PreTrainedModel) -> Tensor:
+    """As the target's configuration says: not at all in families without."""
+    return capped(logits, getattr(text_model(target).config, "final_logit_softcapping", None))

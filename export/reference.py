@@ -17,7 +17,7 @@ from pocketdraft.runtime.drafter_specs import DrafterSpecs, MTPSpec
 from pocketdraft.runtime.manifest import Manifest
 
 from .checkpoint import Checkpoint
-from .hf_model import load_model, text_model
+from .hf_model import load_model, softcapped, text_model
 
 
 class Sequence:
@@ -102,10 +102,7 @@ class TransformersEngine:
         )
         sequence.kv = output.past_key_values
         hidden = output.last_hidden_state[:, positions[0] :]
-        logits = self.target.lm_head(hidden)
-        cap = getattr(self.text.config, "final_logit_softcapping", None)
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
+        logits = softcapped(self.target.lm_head(hidden), self.target)
         return {"logits": logits.numpy(), "activations": hidden.numpy()}
 
     def _draft(self, feed: dict[str, torch.Tensor], sequence: Sequence) -> dict[str, npt.NDArray[Any]]:

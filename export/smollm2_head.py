@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import MtpLayer
 
 from pocketdraft.runtime.errors import PocketdraftError
@@ -28,10 +28,9 @@ from pocketdraft.runtime.stats import Stats
 from pocketdraft.runtime.text import Tokenizer
 
 from .checkpoint import Checkpoint
-from .distil import Teacher, count_rounds
-from .heads import accepted, head_loss, new_head, own_head, save_head
-from .hf_model import load_model, text_model
-from .models.mtp_config import MtpHeadsConfig
+from .distil import count_rounds, teach
+from .heads import accepted, head_config, head_loss, own_head, save_head, untrained
+from .hf_model import load_model
 from .muon import Optimizer
 from .written import Text, Writer
 
@@ -68,21 +67,6 @@ class Written:
         return Written(**texts)
 
 
-def head_config(target: LlamaConfig) -> MtpHeadsConfig:
-    """A layer of the target's own shape."""
-    return MtpHeadsConfig(
-        vocab_size=target.vocab_size,
-        hidden_size=target.hidden_size,
-        intermediate_size=target.intermediate_size,
-        num_attention_heads=target.num_attention_heads,
-        num_key_value_heads=target.num_key_value_heads,
-        head_dim=target.head_dim,
-        rms_norm_eps=target.rms_norm_eps,
-        rope_parameters=target.rope_parameters,
-        max_position_embeddings=target.max_position_embeddings,
-    )
-
-
 def answered(writer: Writer, tokenizer: Tokenizer, until: float) -> list[Text]:
     """Texts of a question and its answer; none where no question came to its end."""
     start, turn = tokenizer.encode(USER), tokenizer.encode(ASSISTANT)
@@ -101,9 +85,8 @@ def write(writer: Writer, tokenizer: Tokenizer, until: float, kept: Path) -> Wri
     while time.monotonic() < until:
         texts = answered(writer, tokenizer, until)
         (written.exam if len(written.exam) < HELD_OUT else written.practice).extend(texts)
-        print(
-            f"{len(written.practice)} texts of {sum(len(text.tokens) for text in written.practice)} tokens", flush=True
-        )
+        tokens = sum(len(text.tokens) for text in written.practice)
+        print(f"{len(written.practice)} texts of {tokens} tokens", flush=True)
         write_whole(kept, written.to_json())
     if not written.practice:
         raise PocketdraftError(
@@ -113,17 +96,8 @@ def write(writer: Writer, tokenizer: Tokenizer, until: float, kept: Path) -> Wri
     return written
 
 
-@torch.no_grad()
-def teach(target: PreTrainedModel, tokens: Tensor) -> Teacher:
-    hidden = text_model(target)(input_ids=tokens, use_cache=False).last_hidden_state
-    return Teacher(target, tokens, hidden.float(), {})
-
-
 def train(target: PreTrainedModel, texts: list[Text], until: float) -> MtpLayer:
-    torch.manual_seed(0)
-    head, random = new_head(head_config(target.config)).train(), torch.Generator().manual_seed(1)
-    with torch.no_grad():  # its head is the target's, which expects this scale
-        head.post_norm.weight.copy_(text_model(target).norm.weight)
+    head, random = untrained(head_config(target.config), target), torch.Generator().manual_seed(1)
     optimizer, index, start, done = Optimizer(head), 0, time.monotonic(), 0.0
     while done < 1:
         chosen = [texts[int(one)] for one in torch.randint(0, len(texts), (TEXTS,), generator=random)]

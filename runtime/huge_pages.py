@@ -29,7 +29,7 @@ def move(folder: Path) -> int:
     """
     moved = 0
     if _given():
-        for start, size, file, offset in list(_mappings(folder)):
+        for start, size, file, offset in _mappings(folder):
             if HUGE <= size <= LARGEST and _available() >= SPARE * size:
                 moved += _move(start, size, file, offset)
     return moved

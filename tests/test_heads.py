@@ -11,11 +11,12 @@ from torch.nn.functional import pad
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pocketdraft.export.checkpoint import Checkpoint
+from pocketdraft.export.distil import teach
 from pocketdraft.export.drafting import load_drafter
-from pocketdraft.export.heads import accepted, head_loss, new_head, own_head, save_head
+from pocketdraft.export.heads import accepted, head_config, head_loss, new_head, own_head, save_head
 from pocketdraft.export.pair import check_pair
 from pocketdraft.export.pipeline import load_models
-from pocketdraft.export.smollm2_head import HELD_OUT, frequent, head_config, teach, write
+from pocketdraft.export.smollm2_head import HELD_OUT, frequent, write
 from pocketdraft.export.tiny import TARGET_DIR
 from pocketdraft.export.written import Text
 from pocketdraft.runtime.errors import PocketdraftError

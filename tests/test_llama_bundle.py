@@ -16,12 +16,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 
 from pocketdraft.export.checkpoint import Checkpoint, read_config
 from pocketdraft.export.estimate import blank_models
-from pocketdraft.export.heads import new_head, own_head, save_head
+from pocketdraft.export.heads import head_config, new_head, own_head, save_head
 from pocketdraft.export.pipeline import build, load_models
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.reference import TransformersEngine
 from pocketdraft.export.rungs import eager_pair, rungs
-from pocketdraft.export.smollm2_head import head_config
 from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
 from pocketdraft.quantize.recipe import load
 from pocketdraft.runtime.engine import Engine, open_engine

@@ -15,7 +15,7 @@ from pocketdraft.runtime.errors import PocketdraftError
 
 from .decoder import Geometry, Target
 from .exits_config import ExitsConfig
-from .layers import GELU, GatedMLP, RMSNorm
+from .layers import GELU, GatedMLP, RMSNorm, capped
 
 
 class Row(nn.Module):
@@ -71,9 +71,7 @@ def exit_logits(target: Target, exits: Exits | None, layers: int, state: Tensor)
     """The hidden state after the first `layers` layers [1, T, D] -> logits [1, T, V], after the softcap."""
     if exits is not None:
         state = exits.after(layers)(state)
-    logits: Tensor = target.lm_head(target.trunk.norm(state))
-    cap = target.geometry.softcap
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    return capped(target.lm_head(target.trunk.norm(state)), target.geometry.softcap)
 
 
 def check_exits(config: ExitsConfig, target: Geometry) -> None:

@@ -22,9 +22,10 @@ from ..kv_layout import KVLayout
 from ..models.decoder import Target
 from ..models.exits import Exit, Exits, check_exits
 from ..models.exits_config import ExitsConfig
+from ..models.layers import capped
 from ..plan import Plan
 from ..step import Operators, Step, spec
-from .target import Wants, capped, target_inputs
+from .target import Wants, target_inputs
 
 KIND = "early_exit"
 MODEL_TYPES = ("pocketdraft_exits",)

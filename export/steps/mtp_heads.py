@@ -18,7 +18,7 @@ from ..models.decoder import Target
 from ..models.mtp_heads import HeadGeometry, MtpHead
 from ..plan import Plan
 from ..step import Operators, Step, spec
-from .target import Wants
+from .target import Wants, head_step
 
 KIND = "mtp_heads"
 MODEL_TYPES = ("pocketdraft_mtp_heads",)
@@ -81,20 +81,9 @@ def steps(model: MtpHead, plan: Plan, target: Target, target_kv: KVLayout, opera
         return Step(graph, _Head(model, layout, operators).eval())
 
     steps = [step(width) for width in sorted({1, *plan.prefill, *plan.verify})]
-    return [*steps, _own_head(model)] if g.draft_vocab else steps
-
-
-def _own_head(model: MtpHead) -> Step:
-    g = model.geometry
-    graph = GraphSpec(
-        name="mtp_heads_head",
-        role="head",
-        part="mtp_heads",
-        width=1,
-        inputs=(spec("activations", "float32", 1, 1, g.size.hidden),),
-        outputs=(spec("logits", "float32", 1, 1, g.vocab),),
-    )
-    return Step(graph, _OwnHead(model).eval())
+    if g.draft_vocab:
+        steps.append(head_step(_OwnHead(model), "mtp_heads_head", "mtp_heads", (1, g.size.hidden, g.vocab)))
+    return steps
 
 
 class _OwnHead(nn.Module):

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pocketdraft.runtime.graphs import GraphSpec, TensorSpec
+from pocketdraft.runtime.graphs import GraphSpec, PartName, TensorSpec
 
 from ..kv_int8 import open_kv
 from ..kv_layout import KVLayout
 from ..models.decoder import Target
+from ..models.layers import capped
 from ..step import Operators, Plain, Step, spec
 
 Part = Literal["embedder", "per_layer_embedder"]
@@ -67,10 +68,6 @@ class _TargetStep(nn.Module):
         if self.lm_head is not None:
             found["logits"] = capped(self.lm_head(found["activations"]), self.softcap)
         return found
-
-
-def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 class _Head(nn.Module):
@@ -133,21 +130,22 @@ def target_steps(
         *(step(f"prefill_{width}", "prefill", width) for width in prefill),
         step("decode", "decode", 1),
         *(step("verify" if width == verify[0] else f"verify_{width}", "verify", width) for width in verify),
-        *(head_step(target, width) for width in wants.heads),
+        *(head_step(_Head(target), f"head_{width}", "target", (width, g.hidden, g.vocab)) for width in wants.heads),
     ]
 
 
-def head_step(target: Target, width: int) -> Step:
-    g = target.geometry
+def head_step(module: nn.Module, name: str, part: PartName, sizes: tuple[int, int, int]) -> Step:
+    """A head that drafts: `sizes` are its width, that of a hidden state, and how many logits it gives."""
+    width, hidden, vocab = sizes
     graph = GraphSpec(
-        name=f"head_{width}",
+        name=name,
         role="head",
-        part="target",
+        part=part,
         width=width,
-        inputs=(spec("activations", "float32", 1, width, g.hidden),),
-        outputs=(spec("logits", "float32", 1, width, g.vocab),),
+        inputs=(spec("activations", "float32", 1, width, hidden),),
+        outputs=(spec("logits", "float32", 1, width, vocab),),
     )
-    return Step(graph, _Head(target).eval())
+    return Step(graph, module.eval())
 
 
 def embedder_steps(target: Target) -> list[Step]:

@@ -20,6 +20,7 @@ from transformers import Gemma4ForCausalLM
 
 from ..distil import token_loss
 from ..hf_compat import patch_transformers
+from ..hf_model import softcapped
 from ..models.exits import Exit, Exits
 from ..models.exits_config import ExitsConfig
 from ..muon import Optimizer
@@ -134,8 +135,7 @@ def publish(exits: Exits, out: Path) -> None:
 
 
 def _head(target: Gemma4ForCausalLM, normed: Tensor) -> Tensor:
-    logits, cap = target.lm_head(normed), target.config.final_logit_softcapping
-    return logits if cap is None else torch.tanh(logits / cap) * cap
+    return softcapped(target.lm_head(normed), target)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from transformers import Gemma4ForCausalLM
 from transformers.modeling_layers import MtpLayer
 
 from ..distil import teach
-from ..heads import head_loss, new_head
+from ..heads import head_loss, untrained
 from ..muon import Optimizer
 from .configs import mtp_heads_config
 from .train_drafter import _mixed
@@ -23,10 +23,7 @@ def train_mtp_head(
     target: Gemma4ForCausalLM, training: Batches, written: Tensor, steps: int, depth: int = 1
 ) -> MtpLayer:
     """`written`, int64 [texts, LENGTH], is the target's own text: half of what is learned from."""
-    torch.manual_seed(0)
-    head = new_head(mtp_heads_config(target.config)).train()
-    with torch.no_grad():  # its head is the target's, which expects this scale
-        head.post_norm.weight.copy_(target.model.norm.weight)
+    head = untrained(mtp_heads_config(target.config), target)
     optimizer, random, started = Optimizer(head), torch.Generator().manual_seed(9), time.process_time()
     for index in range(steps):
         loss = head_loss(head, teach(target, _mixed(training, written, TEXTS, random)), depth)

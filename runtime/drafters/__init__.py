@@ -40,12 +40,12 @@ def default_rule(name: str, timed: bool) -> Rule:
     Of others the two accept alike, and of drafts that are stopped by measured times (`timed`) rejection would make
     the text depend on those: exact match.
     """
-    return "rejection" if getattr(_module(name), "DRAWS", False) and not timed else "exact"
+    return "rejection" if _draws(name) and not timed else "exact"
 
 
 def stoppable(name: str) -> bool:
     """Whether it tells how sure it is of each draft, as all do that can draw them: a policy may stop it early."""
-    return getattr(_module(name), "DRAWS", False)
+    return _draws(name)
 
 
 def runnable(specs: DrafterSpecs) -> list[str]:
@@ -66,6 +66,10 @@ def load(
     """Raises PocketdraftError for a name without a file."""
     drafter: Drafter = _module(name).make(target, cache, sampler, early_stop)
     return drafter
+
+
+def _draws(name: str) -> bool:
+    return getattr(_module(name), "DRAWS", False)
 
 
 def _names() -> list[str]:
