@@ -24,6 +24,7 @@ from running import ROOT, android_tool, plain_tokens
 
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime.cost import RoundCost
+from pocketdraft.runtime.drafters import runnable
 from pocketdraft.runtime.engine import open_engine
 from pocketdraft.runtime.manifest import Backend, change, read
 from pocketdraft.runtime.profile import files_digest, read_profile
@@ -109,11 +110,11 @@ def test_tokens_are_python_s(make_trained_bundle, machine, classpath, ours, back
     """Float32 token for token. Quantized, another build of a runtime may round otherwise; drafted is plain anyhow."""
     prompts, tokens = ours(recipe, backend)
     job = {"bundle": str(make_trained_bundle(recipe, backend)), "prompts": prompts, "budget": BUDGET}
-    job |= {"drafters": ["none", "mtp"], "drafts": 4, "threads": 1}
+    job |= {"drafters": ["none", "mtp", "mtp_tree"], "drafts": 4, "threads": 1}
     output = java(machine, classpath, "pocketdraft.engines.GenerateKt", stdin=json.dumps(job))
     found = json.loads(output.splitlines()[-1])
     assert found["machine"] == machine.architecture
-    assert found["mtp"] == found["none"]
+    assert found["mtp"] == found["mtp_tree"] == found["none"]
     assert found["mtp rounds"] < found["none rounds"] / 2
     if recipe == "f32":
         assert found["none"] == tokens
@@ -125,15 +126,15 @@ def test_every_drafter_gives_plain_decoding_s_tokens_in_fewer_rounds(make_full_b
     """Each with the others' graphs in the bundle, and K/V of its own beside the target's in a sequence."""
     bundle = make_full_bundle(backend)
     manifest = read(bundle)
-    tokenizer, kinds = Tokenizer(bundle / "tokenizer.json", manifest.tokens.bos), manifest.drafters.kinds
-    assert len(kinds) == 5
+    tokenizer, drafters = Tokenizer(bundle / "tokenizer.json", manifest.tokens.bos), runnable(manifest.drafters)
+    assert {"dflash_tree", "mtp_tree", "hybrid", *manifest.drafters.kinds} < set(drafters)
     prompts = [tokenizer.encode(prompt.text) for prompt in read_prompts(PROMPTS_FILE, per_domain=1)]
     job = {"bundle": str(bundle), "prompts": prompts, "budget": BUDGET, "drafts": 4, "threads": 1}
-    text = json.dumps(job | {"drafters": ["none", *kinds]})
+    text = json.dumps(job | {"drafters": ["none", *drafters]})
     found = json.loads(java(host, classpath, "pocketdraft.engines.GenerateKt", stdin=text).splitlines()[-1])
-    for kind in kinds:
-        assert found[kind] == found["none"], kind
-        assert found[f"{kind} rounds"] < found["none rounds"] * 0.8, kind
+    for drafter in drafters:
+        assert found[drafter] == found["none"], drafter
+        assert found[f"{drafter} rounds"] < found["none rounds"] * 0.8, drafter
 
 
 @pytest.mark.android
@@ -171,4 +172,4 @@ def test_engines_share_kv_and_refuse_what_is_wrong(make_trained_bundle, machine,
     output = java(machine, classpath, f"-Dpocketdraft.bundles={bundles}", "org.junit.runner.JUnitCore", *TESTS)
     count = re.search(r"^OK \((\d+) tests\)", output, re.MULTILINE)
     assert count, output[-3000:]
-    assert int(count[1]) >= 9 * len(BACKENDS) + 5
+    assert int(count[1]) >= 11 * len(BACKENDS) + 5

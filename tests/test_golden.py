@@ -8,7 +8,7 @@ import pytest
 from golden import record
 
 
-@pytest.mark.parametrize("name", ["sessions", "verdicts", "texts"])
+@pytest.mark.parametrize("name", ["sessions", "verdicts", "trees", "texts"])
 def test_the_recorded_rounds_are_those_of_this_runtime(name):
     """After a change that is meant, `python -m golden.record` in `tests/` writes them anew."""
     made = json.loads(json.dumps(getattr(record, name)()))
@@ -29,5 +29,10 @@ def test_the_recorded_sessions_reach_what_a_port_could_get_wrong():
         one = sessions[drafter]
         assert one["stats"]["accepted"] > 0 < one["stats"]["cut"]
         assert {emitted["finish"] for emitted in one["rounds"]} == {None, "stop", "budget", "context"}
+    for drafter in ("dflash_tree", "mtp_tree"):
+        moves = [call["compact"] for call in sessions[f"{drafter}, six nodes"]["calls"] if "compact" in call]
+        assert len(moves) > 1
+        assert not any("compact" in call for call in sessions[f"{drafter}, no trees"]["calls"])
+    assert any(len(call.get("compact", ())) > 1 for call in sessions["dflash_tree, six nodes"]["calls"])
     for late in ("dflash that comes late", "mtp_heads that come late"):
         assert any(call["inputs"].get("mask_from") == 3 for call in sessions[late]["calls"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pocketdraft.runtime.sampler import Rule
 from pocketdraft.runtime.sampling import Sampling
@@ -33,11 +33,15 @@ class Case:
     schedule: Schedule | None = None
     per_layer: bool = True
     late: int = 0  # so many tokens of the prompt are in the cache before the drafter sees any
+    verify: tuple[int, ...] | None = None  # widths, other than its engine's usual ones
+    unsure: bool = False  # the drafter: its two best are the right token and another one, in either order
+    takes_trees: bool = True  # the engine
 
 
 PROMPT = (3, 1, 4, 1, 5, 9)
 WARM = Sampling(temperature=0.8, seed=7)
 SCHEDULE = Schedule(tuple((tenth + 9) / 20 for tenth in range(11)), (0.9, 0.42, 0.21, 0.1))
+STRICT = replace(SCHEDULE, least=(0.9, 0.6, 0.5, 0.4))
 
 
 def of_drafter(drafter: str) -> tuple[Case, ...]:
@@ -59,6 +63,21 @@ def of_drafter(drafter: str) -> tuple[Case, ...]:
     )
 
 
+def of_trees(drafter: str) -> tuple[Case, ...]:
+    """Of a drafter of trees: few and many nodes in wide graphs, sampled too, and what an engine without trees gets."""
+    turns = (Turn(PROMPT, 7), Turn((*PROMPT, 2, 6), 16, rewind=True))
+    six = Case(f"{drafter}, six nodes", turns, drafter, 6, per_layer=False, verify=(2, 7), unsure=True)
+    one = replace(six, turns=(Turn(PROMPT, 9),))
+    return (
+        six,
+        replace(one, name=f"{drafter}, three nodes", drafts=3),
+        replace(one, name=f"{drafter}, exact match", sampling=Sampling(temperature=0.2, top_k=4, seed=8)),
+        replace(one, name=f"{drafter}, no trees", turns=(Turn(PROMPT, 6),), drafts=3, takes_trees=False),
+    )
+
+
+# Found by search: each source drafts and is accepted, and by time the choices are others than before any was measured.
+HYBRID = Case("hybrid", (Turn((0, 0, 2, 2, 2, 0, 2), 10),), "hybrid", per_layer=False, unsure=True)
 CASES = (
     Case("greedy", (Turn(PROMPT, 12),)),
     Case("plain", (Turn(PROMPT, 12),), drafter="none"),
@@ -101,4 +120,9 @@ CASES = (
     Case("dflash that comes late", (Turn(PROMPT, 5),), "dflash", late=3),
     Case("mtp_heads that come late", (Turn(PROMPT, 5),), "mtp_heads", late=3),
     Case("early_exit without per-layer embeddings", (Turn(PROMPT, 5),), "early_exit", per_layer=False),
+    *(case for drafter in ("dflash_tree", "mtp_tree") for case in of_trees(drafter)),
+    replace(of_trees("mtp_tree")[1], name="mtp_tree, stopped by confidence", schedule=STRICT, verify=(7,)),
+    replace(of_trees("mtp_tree")[0], name="mtp_tree, a greedy penalty", sampling=Sampling(repetition_penalty=1.7)),
+    HYBRID,
+    replace(HYBRID, name="hybrid, by time", turns=(Turn((0, 4, 4, 4, 0, 4, 4), 10),), schedule=SCHEDULE),
 )

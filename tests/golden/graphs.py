@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,13 +19,14 @@ TAPS = 2  # wide, other than hidden states
 WANTED = {"dflash": ("taps",), "mtp_heads": ("activations",)}
 
 
-def manifest_of(drafter: str, capacity: int, stop: Sequence[int], per_layer: bool) -> Manifest:
+def manifest_of(
+    drafter: str, capacity: int, stop: Sequence[int], per_layer: bool, verify: tuple[int, ...] | None
+) -> Manifest:
     """With the graphs of one drafter, else MTP's. The target's do not give what it does not want."""
-    kinds = every_drafter().drafters.kinds
-    kind = drafter if drafter in kinds and drafter != "mtp" else "mtp"
-    made = scripted_manifest(capacity, stop=tuple(stop), per_layer=per_layer)
+    kind = getattr(importlib.import_module(f"pocketdraft.runtime.drafters.{drafter}"), "KIND", "mtp")
+    made = scripted_manifest(capacity, verify or (2, 3, 5), stop=tuple(stop), per_layer=per_layer)
     if kind != "mtp":
-        made = every_drafter(capacity, verify=(5,), stop=tuple(stop), per_layer=per_layer)
+        made = every_drafter(capacity, verify or (5,), stop=tuple(stop), per_layer=per_layer)
         spec = getattr(made.drafters, kind)
         graphs = tuple(graph for graph in made.graphs if graph.role in (*TARGET, *spec.roles))
         parts = {name: part for name, part in made.parts.items() if name in {graph.part for graph in graphs}}

@@ -1,21 +1,25 @@
 """Records rounds of this runtime for whoever ports it: `python -m golden.record`, in `tests/`, writes the files here.
 
 `sessions.json` holds whole generations on a scripted engine: every graph call with what was fed and what came back, and
-every round with what it gave. `verdicts.json` holds single decisions on random logits, `texts.json` what tokenizers
-make of texts. `test_golden.py` holds this runtime to them; the Android demo's `core` replays them.
+every round with what it gave. `verdicts.json` holds single decisions on random logits, `trees.json` best trees of
+random distributions, `texts.json` what tokenizers make of texts. `test_golden.py` holds this runtime to them; the
+Android demo's `core` replays them.
 
-A mask is written as the number of slots that each row sees, which must be the first ones; or those from `mask_from` on.
+A mask is written as the number of slots that each row sees, which must be the first ones, or those from `mask_from` on.
+A row that sees others as well, as in a tree, is a list: the number, then those.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from golden.cases import CASES, WARM, Case
 from golden.graphs import manifest_of
 from scripted import VOCABULARY, RingEngine, ScriptedEngine
@@ -24,6 +28,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from pocketdraft.export.tiny import TARGET_DIR
+from pocketdraft.runtime import clock
 from pocketdraft.runtime.accept import accept
 from pocketdraft.runtime.draft_length import Scheduled
 from pocketdraft.runtime.engine import Delegating
@@ -33,6 +38,7 @@ from pocketdraft.runtime.sampling import Sampling
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target
 from pocketdraft.runtime.text import Tokenizer
+from pocketdraft.runtime.tree import best_tree
 
 FOLDER = Path(__file__).parent
 CAPACITY = 24
@@ -40,24 +46,36 @@ Json = dict[str, Any]
 
 
 class Recorder(Delegating):
-    """A scripted engine's calls, its one-hot logits blurred by a function of themselves: so there is what to sample."""
+    """A scripted engine's calls, its one-hot logits blurred by a function of themselves: so there is what to sample.
 
-    def __init__(self, engine: ScriptedEngine) -> None:
+    `unsure` puts a second token beside a drafter's, as likely but for the blur. `seconds` have passed: by each call a
+    512th for each of its tokens."""
+
+    def __init__(self, engine: ScriptedEngine, unsure: bool = False) -> None:
         super().__init__(engine)
         self.calls: list[Json] = []
+        self._unsure, self.seconds = unsure, 0.0
 
     def run(self, graph: str, inputs: Any, cache: Any = None) -> dict[str, Any]:
         outputs = super().run(graph, inputs, cache)
+        (spec,) = (one for one in self.manifest.graphs if one.name == graph)
+        self.seconds += spec.width / 512
+        if self._unsure and spec.role in ("draft", "head"):
+            right = outputs["logits"] > 0
+            outputs["logits"] = np.where(right | np.roll(right, -1, -1), np.float32(3), np.float32(0))
         if "logits" in outputs:
             outputs["logits"] = outputs["logits"] + self._blur(graph, outputs["logits"].shape)
         if "activations" in outputs:
             outputs["activations"] = outputs["activations"][..., :1]  # a ring's hidden states say nothing
         if "taps" in outputs:
             outputs["taps"] = np.concatenate([outputs["taps"], -outputs["taps"]], -1)  # not to be taken for the others
-        (spec,) = (one for one in self.manifest.graphs if one.name == graph)
         outputs = {tensor.name: outputs[tensor.name] for tensor in spec.outputs}
         self.calls.append({"graph": graph, "inputs": _flat(inputs), "outputs": _flat(outputs)})
         return outputs
+
+    def compact(self, cache: Any, sources: Sequence[int], start: int) -> None:
+        super().compact(cache, sources, start)
+        self.calls.append({"compact": list(sources), "start": start})
 
     def _blur(self, graph: str, shape: tuple[int, ...]) -> Any:
         digest = hashlib.blake2b(f"{graph}{len(self.calls)}".encode(), digest_size=8).digest()
@@ -106,6 +124,21 @@ def verdicts() -> list[Json]:
     return found
 
 
+def trees() -> list[Json]:
+    """Distributions with and without equals, and with what cannot happen; budgets from none to more than there is."""
+    found, generator = [], np.random.default_rng(13)
+    for number in range(20):
+        budget = (0, 1, 3, 7, 16)[number % 5]
+        # Equals are so at one depth, or as products of the same two: whatever the last bits of a logarithm are.
+        marginals = generator.integers(0, 3, (2, 6)) / 8
+        if number % 2:
+            marginals = generator.integers(0, 64, (1 + number % 4, 8)) ** 3 / (1 << 20)
+        tree = best_tree(marginals, budget)
+        one = {"marginals": marginals.tolist(), "budget": budget}
+        found.append(one | {"tokens": list(tree.tokens), "parents": list(tree.parents)})
+    return found
+
+
 TEXTS = (
     "def area(radius):\n    return 3.14159 * radius ** 2\n",
     'En el principio — "¿qué?" — crió Dios los cielos y la tierra: año 1909, 12345 días.',
@@ -134,17 +167,24 @@ def texts() -> list[Json]:
 
 
 def write() -> None:
-    for name, made in (("sessions", sessions()), ("verdicts", verdicts()), ("texts", texts())):
+    for name, made in (("sessions", sessions()), ("verdicts", verdicts()), ("trees", trees()), ("texts", texts())):
         lines = ",\n".join(json.dumps(one, separators=(",", ":"), ensure_ascii=True) for one in made)
         (FOLDER / f"{name}.json").write_text(f"[\n{lines}\n]\n")
 
 
 def _session(case: Case) -> Json:
-    manifest = manifest_of(case.drafter, CAPACITY, case.stop, case.per_layer)
+    with pytest.MonkeyPatch.context() as patch:
+        return _recorded(case, patch)
+
+
+def _recorded(case: Case, patch: pytest.MonkeyPatch) -> Json:
+    manifest = manifest_of(case.drafter, CAPACITY, case.stop, case.per_layer, case.verify)
     scripted = RingEngine(manifest) if case.ring else ScriptedEngine(manifest)
     if manifest.drafters.kinds != ("mtp",):
         scripted = EveryDrafter(manifest, known_from=case.late)
-    engine = Recorder(scripted)
+    scripted.wrong_half, scripted.takes_trees = not case.unsure, case.takes_trees
+    engine = Recorder(scripted, case.unsure)
+    patch.setitem(clock._NOW, "wall", lambda: engine.seconds)
     target = Target(engine)
     cache = target.new_cache()
     target.prefill(cache, case.turns[0].prompt[: case.late])
@@ -165,6 +205,7 @@ def _session(case: Case) -> Json:
         "drafts": case.drafts,
         "schedule": asdict(case.schedule) if case.schedule else None,
         "late": case.late,
+        "takes_trees": case.takes_trees,
         "turns": [asdict(turn) for turn in case.turns],
         "calls": engine.calls,
         "rounds": rounds,
@@ -180,14 +221,19 @@ def _flat(arrays: Any) -> Json:
     found = {}
     for name, array in arrays.items():
         if name == "mask":
-            rows, first = array[0, 0], int(array[0, 0, 0].argmax())
-            counts = rows.sum(-1)
-            assert all(row[first : first + count].all() for row, count in zip(rows, counts, strict=True))
-            found[name] = counts.tolist()
+            first = int(array[0, 0, 0].argmax())
+            found[name] = [_seen(row, first) for row in array[0, 0]]
             found |= {"mask_from": first} if first else {}
         else:
             found[name] = np.asarray(array).ravel().tolist()
     return found
+
+
+def _seen(row: Any, first: int) -> int | list[int]:
+    count = int(row[first:].argmin()) if not row[first:].all() else len(row) - first
+    others = np.flatnonzero(row)[count:].tolist()
+    assert not row[:first].any()
+    return [count, *others] if others else count
 
 
 def _drawn_from(generator: np.random.Generator, token: int) -> Any:

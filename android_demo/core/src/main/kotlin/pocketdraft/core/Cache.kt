@@ -18,9 +18,9 @@ class Cache(val handle: Any, val capacity: Int) {
     private val drafters = HashMap<DrafterKind, Positions>()
     val room get() = capacity - length
 
-    /** Commits the rows of the last verify that lie on the accepted path: a prefix of them, as the proposal is a chain. */
+    /** Commits the first rows of the last verify. Rows with gaps, which only a tree has, are moved together before. */
     fun keep(rows: List<Int>) {
-        check(rows == rows.indices.toList()) { "rows $rows are no prefix: trees need an engine that compacts K/V" }
+        check(rows == rows.indices.toList()) { "rows $rows are no prefix of the call: see Target.keep" }
         advance(rows.size)
     }
 

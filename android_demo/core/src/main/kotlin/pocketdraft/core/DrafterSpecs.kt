@@ -16,6 +16,9 @@ enum class DrafterKind(vararg val roles: Role) {
 /** One pass drafts a block: the pending token and [block] - 1 times [maskToken]. */
 data class DFlashSpec(val block: Int, val maskToken: Int)
 
+/** Drafters that run another one's graphs. */
+private val MADE_OF = mapOf("mtp_tree" to DrafterKind.MTP, "hybrid" to DrafterKind.MTP, "dflash_tree" to DrafterKind.DFLASH)
+
 /** What a bundle says of the drafters that it holds, as far as the loop needs it; see `runtime/drafter_specs.py`. */
 class DrafterSpecs(record: Record) {
     val kinds = DrafterKind.entries.filter { !record.isNull(it.label) }
@@ -26,8 +29,8 @@ class DrafterSpecs(record: Record) {
     /** What drafts unless told otherwise: one that the bundle holds, else what needs no weights. */
     val default = kinds.firstOrNull()?.label ?: "prompt_lookup"
 
-    /** All that can draft here: chains only. */
-    val runnable = kinds.map { it.label } + "prompt_lookup"
+    /** All that can draft here. */
+    val runnable = kinds.map { it.label } + MADE_OF.filterValues { it in kinds }.keys + "prompt_lookup"
 
     init {
         record.end()

@@ -11,6 +11,9 @@ import java.nio.ByteOrder
 interface Engine : AutoCloseable {
     val manifest: Manifest
 
+    /** Whether it has [compact]. An engine without it verifies chains only. */
+    val takesTrees: Boolean get() = false
+
     /** Zeroed K/V of one sequence, in the backend's own memory; opaque to the caller. */
     fun newCache(): Any
 
@@ -21,6 +24,14 @@ interface Engine : AutoCloseable {
      * result's buffers are the engine's own: they hold what they hold until the graph's next run.
      */
     fun run(graph: String, inputs: Map<String, ByteBuffer>, cache: Any? = null): Map<String, ByteBuffer>
+
+    /**
+     * Moves the target's K/V rows of the slots [sources], ascending, to [start] and the slots after it, in every layer.
+     *
+     * Takes as long as those rows, whatever the cache holds. [start] comes before the first of [sources]. Slots are
+     * counted as positions are: a ring takes them modulo its size.
+     */
+    fun compact(cache: Any, sources: List<Int>, start: Int): Unit = error("this engine cannot move K/V rows")
 }
 
 /** A zeroed tensor for an engine. */

@@ -133,6 +133,9 @@ class Manifest private constructor(val folder: File, root: Record) {
         graph.inputs.filter { it.isKV }.map { it.name to (it to graph) }
     }.toMap()
 
+    /** The target's own. */
+    val targetKV by lazy { graphsOf(Role.DECODE).first().inputs.filter { it.isKV } }
+
     /** Of one sequence's K/V. */
     val kvBytes: Long
         get() = kv.sumOf { 2L * it.heads * it.headDim * (it.slots ?: contextLength) * (if (it.quantized) 1 else 4) } +

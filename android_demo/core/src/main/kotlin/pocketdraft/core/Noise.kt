@@ -18,19 +18,14 @@ class Noise(private val seed: Long) {
     fun uniform(lane: Lane, position: Int): Double = unit(output(key(lane, position), 0))
 
     /** A token drawn in proportion to [weights], which need not sum to 1: the argmin of -ln(uniform) / weight. */
-    fun draw(weights: DoubleArray, lane: Lane, position: Int): Int {
+    fun draw(weights: DoubleArray, lane: Lane, position: Int): Int = ranking(weights, lane, position, 1).first()
+
+    /** What [draw] gives, then what it would give without that, and so on: at most [count] tokens. */
+    fun ranking(weights: DoubleArray, lane: Lane, position: Int, count: Int): List<Int> {
         val key = key(lane, position)
-        var drawn = -1
-        var first = Double.POSITIVE_INFINITY
-        for (token in weights.indices) {
-            if (weights[token] <= 0.0) continue
-            val arrival = -ln(unit(output(key, token.toLong()))) / weights[token]
-            if (arrival < first) {
-                first = arrival
-                drawn = token
-            }
+        return largest(weights.size, count) { token ->
+            if (weights[token] > 0) ln(unit(output(key, token.toLong()))) / weights[token] else Double.NEGATIVE_INFINITY
         }
-        return drawn
     }
 
     private fun key(lane: Lane, position: Int) = output(output(seed, lane.ordinal.toLong()), position.toLong())

@@ -4,11 +4,15 @@ import kotlin.math.exp
 
 enum class Rule { EXACT, REJECTION }
 
-/** A drafted token, the probabilities that it was drawn from (null: it is the argmax), and the drafter's trust in it. */
-class Draft(val token: Int, val probs: DoubleArray?, private val scores: FloatArray) {
-    /** The probability that the drafter gave its draft; for an argmax, that at temperature 1. */
-    val confidence: Double
-        get() = probs?.get(token) ?: (1 / scores.sumOf { exp(it.toDouble() - scores[token]) })
+/**
+ * A drafted token, the first of [choices], and what would have been drafted in its place, the next best first; and the
+ * probabilities that it was drawn from (null: it is the argmax).
+ */
+class Draft(val choices: List<Int>, val probs: DoubleArray?, private val trust: () -> Double) {
+    val token get() = choices.first()
+
+    /** The probability that the drafter gave its draft; for an argmax, that at temperature 1. While its logits hold. */
+    val confidence get() = trust()
 }
 
 /** What target, drafter and acceptance share: how tokens are drawn, with which noise, and which rule accepts them. */
@@ -29,20 +33,41 @@ class Sampler(val sampling: Sampling = Sampling(), rule: Rule = Rule.EXACT) {
     }
 
     /**
-     * The drafter's token after the context's [tokens] and the drafts [path] before it.
+     * The drafter's token after the context's [tokens] and the drafts [path] before it, and up to [choices] with those in
+     * its place.
      *
-     * Under exact match it is drawn with the very noise that the target's token will be drawn with.
+     * Under exact match it is drawn with the very noise that the target's token will be drawn with, so those are likely
+     * the target's where it is not.
      */
-    fun draft(logits: FloatArray, tokens: List<Int>, path: List<Int>): Draft {
-        if (takesArgmax) return Draft(bestOf(logits), null, logits)
+    fun draft(logits: FloatArray, tokens: List<Int>, path: List<Int>, choices: Int = 1): Draft {
+        if (takesArgmax) return argmax(bestOf(logits), logits.size, choices) { logits[it].toDouble() }
         val history = tokens + path
-        if (sampling.temperature == 0.0) return Draft(bestOf(sampling.scores(logits, history)), null, logits)
-        val probs = probabilities(logits, history)
-        val token = if (rejects) {
-            noise.child(tokens.size).draw(probs, Lane.DRAFT, history.size)
-        } else {
-            noise.draw(probs, Lane.TARGET, history.size)
+        if (sampling.temperature == 0.0) {
+            val scores = sampling.scores(logits, history)
+            return argmax(bestOf(scores), scores.size, choices) { scores[it] }
         }
-        return Draft(token, probs, logits)
+        val probs = probabilities(logits, history)
+        val (own, lane) = if (rejects) noise.child(tokens.size) to Lane.DRAFT else noise to Lane.TARGET
+        val ranked = own.ranking(probs, lane, history.size, choices)
+        return Draft(ranked, probs) { probs[ranked.first()] }
+    }
+
+    /** What a drafter's logits [V] say of each token; at temperature 0, where the drafter is not sure, as at 1. */
+    fun likely(logits: FloatArray, history: List<Int>): DoubleArray {
+        if (sampling.temperature > 0) return probabilities(logits, history)
+        val scores = sampling.scores(logits, history)
+        val best = scores[bestOf(scores)]
+        for (token in scores.indices) scores[token] = exp(scores[token] - best)
+        normalize(scores)
+        return scores
+    }
+
+    private inline fun argmax(best: Int, size: Int, choices: Int, crossinline score: (Int) -> Double): Draft {
+        val ranked = if (choices > 1) largest(size, choices) { score(it) } else listOf(best)
+        return Draft(ranked, null) {
+            var odds = 0.0
+            for (token in 0 until size) odds += exp(score(token) - score(best))
+            1 / odds
+        }
     }
 }

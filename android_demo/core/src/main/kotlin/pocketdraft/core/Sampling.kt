@@ -75,7 +75,7 @@ fun bestOf(logits: FloatArray): Int {
 private fun drawable(best: Int, score: Double): Int =
     if (score.isFinite()) best else throw PocketdraftError("The best logit is $score; no token can be drawn.")
 
-private fun normalize(weights: DoubleArray) {
+internal fun normalize(weights: DoubleArray) {
     val sum = weights.sum()
     for (token in weights.indices) weights[token] /= sum
 }

@@ -11,6 +11,7 @@ class Session(
     private val draftLength: DraftLength,
     private val sampler: Sampler,
     val stats: Stats = Stats(),
+    private val clock: () -> Long = System::nanoTime,
 ) {
     val context = Context(target.engine.manifest.stop.toSet())
 
@@ -29,20 +30,23 @@ class Session(
 
     /** One draft and its verification: one token at least. */
     fun round(): Emitted {
-        val lap = Stopwatch(stats.seconds)
+        val lap = Stopwatch(stats.seconds, clock)
         val count = minOf(draftLength.next(stats), target.longestDraft(cache), context.remaining - 1)
         lap(RoundPart.HOST)
         val proposal = drafter.propose(context, count)
-        lap(RoundPart.DRAFT)
+        val draftS = lap(RoundPart.DRAFT)
         val verified = target.verify(cache, context.last, proposal)
-        lap(RoundPart.VERIFY)
+        val verifyS = lap(RoundPart.VERIFY)
         val verdict = accept(verified.logits, proposal, context.tokens, sampler)
-        cache.keep(verdict.rows)
+        target.keep(cache, verdict.rows)
         drafter.observe(verdict, verified)
         val emitted = context.commit(verdict, cache.room)
         cache.truncate(context.tokens.size)
         stats.record(proposal, verdict, emitted)
-        lap(RoundPart.HOST)
+        val hostS = lap(RoundPart.HOST)
+        if (stats.rounds > 1) { // the first one, after a prompt, is slower than any other
+            target.times.add(verified.width, verifyS, proposal.confidences.size, draftS, hostS)
+        }
         return emitted
     }
 
@@ -84,20 +88,23 @@ class Session(
             stats: Stats = Stats(),
             schedule: Scheduled? = null,
             cache: Cache = target.newCache(),
+            clock: () -> Long = System::nanoTime,
         ): Session {
             val made = load(drafter, target, cache, sampler, schedule)
-            return Session(target, cache, made, schedule ?: Fixed(drafts), sampler, stats)
+            return Session(target, cache, made, schedule ?: Fixed(drafts), sampler, stats, clock)
         }
     }
 }
 
-/** Adds the time since the lap before to a part's. */
-private class Stopwatch(private val seconds: DoubleArray) {
-    private var last = System.nanoTime()
+/** Adds the time since the lap before to a part's, and tells it. */
+private class Stopwatch(private val seconds: DoubleArray, private val clock: () -> Long) {
+    private var last = clock()
 
-    operator fun invoke(part: RoundPart) {
-        val now = System.nanoTime()
-        seconds[part.ordinal] += (now - last) / 1e9
+    operator fun invoke(part: RoundPart): Double {
+        val now = clock()
+        val taken = (now - last) / 1e9
         last = now
+        seconds[part.ordinal] += taken
+        return taken
     }
 }

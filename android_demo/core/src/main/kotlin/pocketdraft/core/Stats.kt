@@ -11,10 +11,15 @@ enum class RoundPart { DRAFT, VERIFY, HOST }
  * Every round ends with one token of the target's own: `corrected` where a draft was refused, `bonus` where all were
  * accepted. [cut] is what a stop token or the budget took away again. [judged] are the drafts that the target looked
  * at, by tenths of their drafter's confidence, where it told.
+ *
+ * Of a tree all nodes are proposed, and positions are depths.
  */
 class Stats {
     /** (proposed, accepted) -> rounds. */
     val outcomes = HashMap<Pair<Int, Int>, Int>()
+
+    /** Those of them whose proposal branched, by number proposed. */
+    private val trees = HashMap<Pair<Path, Int>, Int>()
 
     /** (tenth of confidence, accepted) -> drafts. */
     val judged = HashMap<Pair<Int, Boolean>, Int>()
@@ -29,16 +34,22 @@ class Stats {
         outcomes.merge(proposal.size to count, 1, Int::plus)
         this.emitted += emitted.tokens.size
         cut += count + 1 - emitted.tokens.size
-        proposal.confidences.take(count + 1).forEachIndexed { index, confidence ->
-            judged.merge(confidenceTenth(confidence) to (index < count), 1, Int::plus)
+        if (!proposal.isChain) {
+            val path = Path(proposal.reach(-1), proposal.reach(verdict.rows.last() - 1), count)
+            trees.merge(path to proposal.size, 1, Int::plus)
+        }
+        // Confidences are those of the first nodes, a chain: the accepted path may leave it.
+        val stood = verdict.rows.withIndex().count { (index, row) -> row == index } - 1
+        proposal.confidences.take(stood + 1).forEachIndexed { index, confidence ->
+            judged.merge(confidenceTenth(confidence) to (index < stood), 1, Int::plus)
         }
     }
 
-    val rounds get() = count { _, _ -> true }
+    val rounds get() = outcomes.values.sum()
     val proposed get() = outcomes.entries.sumOf { (outcome, rounds) -> outcome.first * rounds }
     val accepted get() = outcomes.entries.sumOf { (outcome, rounds) -> outcome.second * rounds }
-    val draftedRounds get() = count { proposed, _ -> proposed > 0 }
-    val corrected get() = count { proposed, accepted -> accepted < proposed }
+    val draftedRounds get() = outcomes.entries.sumOf { (outcome, rounds) -> if (outcome.first > 0) rounds else 0 }
+    val corrected get() = count { it.accepted < it.reach }
     val bonus get() = rounds - corrected
 
     /** Mean over the rounds that proposed something; the target's own token is not counted. */
@@ -49,19 +60,21 @@ class Stats {
     val tokensPerSecond: Double get() = seconds.sum().let { if (it > 0) emitted / it else 0.0 }
 
     /** Of the rounds that proposed a draft k, the share that accepted it, and so all before it. */
-    fun acceptanceByPosition(): List<Double> = (0 until longest).map { k ->
-        count { _, accepted -> accepted > k }.toDouble() / count { proposed, _ -> proposed > k }
+    fun acceptanceByPosition(): List<Double> = (0 until deepest).map { k ->
+        count { it.accepted > k }.toDouble() / count { it.depth > k }
     }
 
     /** Of the rounds that accepted all drafts before a proposed draft k, the share that accepted it too. */
-    fun conditionalAcceptanceByPosition(): List<Double> = (0 until longest).mapNotNull { k ->
-        val reached = count { proposed, accepted -> proposed > k && accepted >= k }
-        if (reached > 0) count { _, accepted -> accepted > k }.toDouble() / reached else null
+    fun conditionalAcceptanceByPosition(): List<Double> = (0 until deepest).mapNotNull { k ->
+        val reached = count { it.reach > k && it.accepted >= k }
+        if (reached > 0) count { it.accepted > k }.toDouble() / reached else null
     }
 
     /** Throws where the counts contradict each other. */
     fun check() {
         check(outcomes.keys.all { (proposed, accepted) -> accepted <= proposed })
+        check(trees.keys.all { (path, nodes) -> with(path) { accepted <= reach && reach <= depth && depth <= nodes } })
+        check(paths().values.all { it >= 0 })
         check(accepted + rounds == emitted + cut)
     }
 
@@ -79,13 +92,32 @@ class Stats {
         })
     }
 
-    private val longest get() = outcomes.keys.maxOfOrNull { it.first } ?: 0
+    private val deepest get() = paths().keys.maxOfOrNull { it.depth } ?: 0
 
-    private fun count(holds: (Int, Int) -> Boolean) =
-        outcomes.entries.sumOf { (outcome, rounds) -> if (holds(outcome.first, outcome.second)) rounds else 0 }
+    private fun count(holds: (Path) -> Boolean) = paths().entries.sumOf { (path, rounds) -> if (holds(path)) rounds else 0 }
+
+    /** Rounds by path; of a chain, depth and reach are its length. */
+    private fun paths(): Map<Path, Int> {
+        val chains = HashMap(outcomes)
+        val paths = HashMap<Path, Int>()
+        for ((tree, rounds) in trees) {
+            chains.merge(tree.second to tree.first.accepted, -rounds, Int::plus)
+            paths.merge(tree.first, rounds, Int::plus)
+        }
+        chains.filterValues { it != 0 }.forEach { (outcome, rounds) ->
+            paths.merge(Path(outcome.first, outcome.first, outcome.second), rounds, Int::plus)
+        }
+        return paths
+    }
 
     private fun shares(of: List<Double>) = JsonArray().also { list -> of.forEach { list.add(rounded(it, 4)) } }
 }
+
+/**
+ * [accepted] drafts of a round: [depth] is that of the deepest node proposed, [reach] that of the deepest one at or below
+ * where the target's tokens left the tree. None was refused there if they went as far.
+ */
+private data class Path(val depth: Int, val reach: Int, val accepted: Int)
 
 /** 0 to 10; the last is for certainty itself. */
 fun confidenceTenth(confidence: Double) = (confidence * 10).toInt()

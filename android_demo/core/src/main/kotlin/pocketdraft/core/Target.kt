@@ -7,9 +7,9 @@ private const val REMEMBERED_ROWS = 256
 
 /**
  * [logits] [1 + N, V] and, by row, [hidden] states [D] after the final norm and [taps] [K], hidden states of layers
- * before, where a drafter wants them. They hold until the target's next call.
+ * before, where a drafter wants them. They hold until the target's next call. [width] is the graph's.
  */
-class Verified(val logits: Rows, val hidden: List<ByteBuffer>, val taps: List<ByteBuffer>?)
+class Verified(val logits: Rows, val hidden: List<ByteBuffer>, val width: Int, val taps: List<ByteBuffer>?)
 
 /** What a prefill of the positions from [start] on gave besides K/V, where the bundle's drafters want it. */
 class Prefilled(val start: Int, val hidden: List<ByteBuffer>?, val taps: List<ByteBuffer>?)
@@ -41,6 +41,9 @@ class Target(
         override fun removeEldestEntry(eldest: Map.Entry<Int, Map<String, ByteBuffer>>) = size > REMEMBERED_ROWS
     }
 
+    /** What rounds of all its sequences take. */
+    val times = Times(verifies.map { it.width })
+
     /** Embedding lookups, and how many of them ran the embedder: the others were remembered rows. */
     var lookups = 0
         private set
@@ -61,6 +64,9 @@ class Target(
     /** The most drafts that can be verified now: a graph writes its whole width, never past the cache. */
     fun longestDraft(cache: Cache): Int = (verifies.filter { it.width <= cache.room }.maxOfOrNull { it.width } ?: 0) - 1
 
+    /** How many nodes the graph that verifies [nodes] has rows for: the others would be padding. */
+    fun freeNodes(nodes: Int): Int = verifies.first { it.width > nodes }.width - 1
+
     /** Commits K/V of [tokens], call by call. */
     fun prefill(cache: Cache, tokens: List<Int>): List<Prefilled> {
         val found = ArrayList<Prefilled>()
@@ -79,13 +85,17 @@ class Target(
         return found
     }
 
-    /** Runs the pending token and the proposed ones; commits nothing. */
+    /**
+     * Runs the pending token and the proposed ones; commits nothing. Throws [PocketdraftError] for a tree that the engine
+     * does not take, or that is deeper than [DEEPEST].
+     */
     fun verify(cache: Cache, last: Int, proposal: Proposal): Verified {
+        if (!proposal.isChain) checkTree(proposal)
         val tokens = listOf(last) + proposal.tokens
         val graph = (if (proposal.states == null) verifies else lateVerifies).first { it.width >= tokens.size }
-        val outputs = run(graph, cache, tokens, proposal.states)
+        val outputs = run(graph, cache, tokens, proposal)
         val hidden = checkNotNull(rows(outputs, "activations", graph, tokens.size))
-        return Verified(Rows { logits(outputs, it) }, hidden, rows(outputs, "taps", graph, tokens.size))
+        return Verified(Rows { logits(outputs, it) }, hidden, graph.width, rows(outputs, "taps", graph, tokens.size))
     }
 
     /**
@@ -101,6 +111,17 @@ class Target(
         return copied(engine.run(graph.name, given, cache.handle).getValue("exit_states"))
     }
 
+    /**
+     * Commits the [rows] of the last verify that lie on the accepted path, row 0 being the pending token's.
+     *
+     * From the first gap on, which only a tree has, their K/V is moved to where a chain would have it.
+     */
+    fun keep(cache: Cache, rows: List<Int>) {
+        val start = rows.indices.find { rows[it] != it } ?: rows.size
+        if (start < rows.size) engine.compact(cache.handle, rows.drop(start).map { cache.length + it }, cache.length + start)
+        cache.keep(rows.indices.toList())
+    }
+
     /** Row [row] of a graph's logits, [V]. It holds until the next call. */
     fun logits(outputs: Map<String, ByteBuffer>, row: Int = 0): FloatArray = floats(outputs.getValue("logits"), row, logitsRow)
 
@@ -114,6 +135,20 @@ class Target(
     fun place(start: Int, inputs: Map<String, ByteBuffer>, first: Int = 0) {
         val count = number(start, inputs)
         if ("mask" in inputs) for (row in 0 until count) see(inputs, row, first, start + row + 1)
+    }
+
+    /**
+     * As [place] for a tree whose pending token lies in slot [start]: node i lies in slot [start] + 1 + i, at the position
+     * of its depth, and sees what is committed, its ancestors and itself. Nobody sees padding.
+     */
+    private fun place(proposal: Proposal, start: Int, inputs: Map<String, ByteBuffer>) {
+        val positions = inputs.getValue("input_pos").asIntBuffer()
+        val mask = inputs.getValue("mask")
+        for (row in 0 until positions.capacity()) {
+            positions.put(start + proposal.depths.getOrElse(row - 1) { 0 })
+            see(inputs, row, 0, start)
+            for (seen in proposal.path(row)) mask.put(row * manifest.contextLength + start + seen, 1)
+        }
     }
 
     /** Fills `input_pos` int32 [T] with the positions from [start] on, and gives T. */
@@ -137,14 +172,14 @@ class Target(
         inputs.getOrPut(graph.name) { graph.inputs.filter { !it.isKV }.associate { it.name to it.allocate() } }
 
     /**
-     * Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it. [states] are the
-     * tokens' after the layers that drafted, where those have run: a graph that takes them may want no embeddings.
+     * Pads to the graph's width; padding lies beyond what will be committed, and nothing real sees it. Where the first
+     * layers have run on the [proposal], a graph that takes their states may want no embeddings.
      */
     private fun run(
         graph: GraphSpec,
         cache: Cache,
         tokens: List<Int>,
-        states: List<ByteBuffer>? = null,
+        proposal: Proposal = Proposal.NOTHING,
     ): Map<String, ByteBuffer> {
         cache.writes(graph.width)
         val given = inputsOf(graph)
@@ -153,11 +188,24 @@ class Target(
                 given[name]?.let { put(it, index * row.capacity(), row) }
             }
         }
-        if (states != null) {
+        proposal.states?.let { states ->
             fill(given.getValue("exit_states"), List(graph.width) { states.getOrElse(it) { states.first() } })
         }
-        place(cache.length, given)
+        if (proposal.isChain) place(cache.length, given) else place(proposal, cache.length, given)
         return engine.run(graph.name, given, cache.handle)
+    }
+
+    private fun checkTree(tree: Proposal) {
+        if (!engine.takesTrees) {
+            throw PocketdraftError("The proposal is a tree of ${tree.size}, this engine cannot move K/V rows; propose a chain.")
+        }
+        val deepest = tree.depths.max()
+        if (deepest > DEEPEST) {
+            throw PocketdraftError(
+                "The tree is $deepest deep, $DEEPEST is the most that every sliding window has room for; " +
+                    "propose a shallower one, or a chain.",
+            )
+        }
     }
 
     /** Rows of the last tokens are remembered: an embedding is a pure function of its token. */

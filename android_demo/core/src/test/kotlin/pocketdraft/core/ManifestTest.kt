@@ -57,10 +57,11 @@ class ManifestTest {
 
     @Test
     fun `the default is the first drafter that the bundle holds, and all that it holds can be chosen`() {
+        val more = mapOf(DrafterKind.MTP to listOf("mtp_tree", "hybrid"), DrafterKind.DFLASH to listOf("dflash_tree"))
         for (kind in DrafterKind.entries) {
             val manifest = Golden.read("sessions").first { it["drafter"].asString == kind.label }.manifest()
             assertEquals(kind.label, manifest.drafters.default)
-            assertEquals(listOf(kind.label, "prompt_lookup"), manifest.drafters.runnable)
+            assertEquals(listOf(kind.label) + more[kind].orEmpty() + "prompt_lookup", manifest.drafters.runnable)
         }
     }
 
@@ -87,8 +88,9 @@ class ManifestTest {
         fun choice(drafter: String) = read(changed {
             add("tuned", JsonParser.parseString("""{"drafter": "$drafter", "drafts": 3, "reason": "", "device": ""}"""))
         }).tuned?.drafter
-        assertEquals(listOf(null, null), listOf("mtp_tree", "dflash").map(::choice))
-        assertEquals(listOf("none", "prompt_lookup", "mtp"), listOf("none", "prompt_lookup", "mtp").map(::choice))
+        assertEquals(listOf(null, null, null), listOf("oracle", "dflash", "dflash_tree").map(::choice))
+        val here = listOf("none", "prompt_lookup", "mtp", "mtp_tree", "hybrid")
+        assertEquals(here, here.map(::choice))
     }
 
     @Test
@@ -101,13 +103,12 @@ class ManifestTest {
     }
 
     @Test
-    fun `another device's choice of a drafter that the phone does not run is left alone`() {
-        fun choice(drafter: String) = read(changed {
-            val tuned = """{"drafter": "$drafter", "drafts": 3, "reason": "", "device": ""}"""
-            add("tuned", com.google.gson.JsonParser.parseString(tuned))
-        }).tuned
-        assertEquals(null, choice("dflash_tree"))
-        assertEquals("prompt_lookup", choice("prompt_lookup")?.drafter)
+    fun `a bundle that was tuned to a tree starts with it`() {
+        val recorded = Golden.read("sessions").first { it["drafter"].asString == "dflash_tree" }.getAsJsonObject("manifest")
+        recorded.add("tuned", JsonParser.parseString("""{"drafter": "dflash_tree", "drafts": 3, "reason": "", "device": ""}"""))
+        val manifest = read(recorded)
+        assertEquals("dflash_tree" to 3, manifest.tuned?.let { it.drafter to it.drafts })
+        assertEquals(listOf("dflash", "dflash_tree", "prompt_lookup"), manifest.drafters.runnable)
     }
 
     @Test

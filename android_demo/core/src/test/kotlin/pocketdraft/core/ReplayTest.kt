@@ -8,7 +8,7 @@ class ReplayTest {
     @Test
     fun `each recorded session makes the same calls and gives the same rounds`() {
         for (recorded in Golden.read("sessions")) {
-            val engine = ReplayedEngine(recorded.manifest(), recorded.getAsJsonArray("calls"))
+            val engine = ReplayedEngine(recorded.manifest(), recorded.getAsJsonArray("calls"), recorded["takes_trees"].asBoolean)
             val table = recorded["schedule"].takeUnless { it.isJsonNull }?.asJsonObject
             val schedule = table?.let { Scheduled(it["shares"].doubles().toList(), it["least"].doubles().toList()) }
             val drafts = recorded["drafts"].asInt
@@ -16,7 +16,10 @@ class ReplayTest {
             val target = Target(engine)
             val cache = target.newCache()
             target.prefill(cache, turns.first()["prompt"].ints().take(recorded["late"].asInt))
-            val session = Session.open(target, recorded["drafter"].asString, drafts, recorded.sampler(), schedule = schedule, cache = cache)
+            val drafter = recorded["drafter"].asString
+            val session = Session.open(
+                target, drafter, drafts, recorded.sampler(), schedule = schedule, cache = cache, clock = engine::time,
+            )
             val rounds = turns.flatMap { turn ->
                 val whole = turn["prompt"].ints()
                 val prompt = if (turn["rewind"].asBoolean) session.rewind(whole) else whole
@@ -44,6 +47,15 @@ class ReplayTest {
             val verdict = accept({ logits[it] }, proposal, recorded["tokens"].ints(), recorded.sampler())
             val meant = Verdict(recorded["accepted"].ints(), recorded["next_token"].asInt, recorded["rows"].ints())
             assertEquals("verdict $index", meant, verdict)
+        }
+    }
+
+    @Test
+    fun `each recorded tree is grown again, node for node`() {
+        Golden.read("trees").forEachIndexed { index, recorded ->
+            val budget = recorded["budget"].asInt
+            val tree = bestTree(recorded.getAsJsonArray("marginals").map { likeliest(it.doubles(), budget) }, budget)
+            assertEquals("tree $index", recorded["tokens"].ints() to recorded["parents"].ints(), tree.tokens to tree.parents)
         }
     }
 }

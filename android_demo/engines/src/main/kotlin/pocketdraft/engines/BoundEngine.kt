@@ -5,7 +5,9 @@ import java.nio.ByteOrder
 import pocketdraft.core.Engine
 import pocketdraft.core.GraphSpec
 import pocketdraft.core.Manifest
+import pocketdraft.core.Role
 import pocketdraft.core.TensorSpec
+import pocketdraft.core.moveRows
 
 private const val SLOTS_NAME = "param_tensor" // a GPU's graphs take the slots that a call may touch
 
@@ -34,7 +36,10 @@ internal interface TensorRuntime : AutoCloseable {
  * writes it, and an input of those that read it: the graphs update it in place, and a round copies none of it.
  */
 internal class BoundEngine(override val manifest: Manifest, private val runtime: TensorRuntime) : Engine {
-    private class KV(val tensors: Map<String, Long>, val bound: HashMap<String, Bound> = HashMap())
+    /** [memory] is that of the target's, once a tree was verified. */
+    private class KV(val tensors: Map<String, Long>, val bound: HashMap<String, Bound> = HashMap()) {
+        val memory = HashMap<TensorSpec, ByteBuffer>()
+    }
 
     /** A graph's inputs and outputs for one sequence. */
     private class Bound(val inputs: LongArray, val outputs: LongArray)
@@ -65,6 +70,17 @@ internal class BoundEngine(override val manifest: Manifest, private val runtime:
             runtime.run(spec, bound.inputs, bound.outputs)
         }
         return tensors.read()
+    }
+
+    override val takesTrees get() = true
+
+    override fun compact(cache: Any, sources: List<Int>, start: Int) {
+        manifest.checkOpen(closed)
+        val kv: KV = kvOf(cache, manifest.graphsOf(Role.DECODE).first())
+        for (tensor in manifest.targetKV) {
+            val memory = kv.memory.getOrPut(tensor) { runtime.memory(kv.tensors.getValue(tensor.name), tensor) }
+            moveRows(memory, tensor, sources, start)
+        }
     }
 
     override fun close() {

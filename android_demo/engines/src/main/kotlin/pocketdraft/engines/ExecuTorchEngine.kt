@@ -2,10 +2,12 @@ package pocketdraft.engines
 
 import java.io.File
 import java.nio.ByteBuffer
+import java.nio.ByteOrder
 import pocketdraft.core.DType
 import pocketdraft.core.Engine
 import pocketdraft.core.GraphSpec
 import pocketdraft.core.Manifest
+import pocketdraft.core.Role
 import pocketdraft.core.TensorSpec
 import pocketdraft.core.allocate
 
@@ -36,6 +38,7 @@ internal class ExecuTorchEngine(override val manifest: Manifest, threads: Int) :
     private val path = File(manifest.folder, manifest.parts.getValue("target").file).path
     private val sequences = Sequences(create = ::open, renew = {}, free = ExecuTorchNative::closeProgram)
     private val embedders: Sequence<Long>
+    private val movable = manifest.graphsOf(Role.VERIFY).last().width - 1
     private var closed = false
 
     init {
@@ -66,6 +69,21 @@ internal class ExecuTorchEngine(override val manifest: Manifest, threads: Int) :
         return method.outputs
     }
 
+    override val takesTrees get() = true
+
+    override fun compact(cache: Any, sources: List<Int>, start: Int) {
+        manifest.checkOpen(closed)
+        // By a method of the program, which takes a fixed number: a row that is moved twice to one place is moved once.
+        val pairs = sources.mapIndexed { index, source -> source to start + index }
+        val padded = pairs + List(movable - pairs.size) { pairs.first() }
+        val given = listOf(padded.map { it.first }, padded.map { it.second }).map(::longs).toTypedArray()
+        val program: Long = kvOf(cache, manifest.graphsOf(Role.DECODE).first())
+        val types = intArrayOf(INT64, INT64)
+        native({ "$KV_MOVER of $path failed: $it; export the bundle again." }) {
+            ExecuTorchNative.run(program, KV_MOVER, given, types, intArrayOf(1, 1), intArrayOf(movable, movable), emptyArray())
+        }
+    }
+
     override fun close() {
         closed = true
         sequences.close()
@@ -73,6 +91,9 @@ internal class ExecuTorchEngine(override val manifest: Manifest, threads: Int) :
 
     private fun program(method: Method, cache: Any?): Long =
         if (method.spec.inputs.any { it.isKV }) kvOf(cache, method.spec) else embedders.kv
+
+    private fun longs(values: List<Int>): ByteBuffer = ByteBuffer.allocateDirect(8 * values.size).order(ByteOrder.nativeOrder())
+        .also { buffer -> values.forEach { buffer.putLong(it.toLong()) } }
 
     private fun open(): Long = native({ "ExecuTorch cannot open $path: $it; export again." }) {
         val program = ExecuTorchNative.program(path)
@@ -85,6 +106,9 @@ internal class ExecuTorchEngine(override val manifest: Manifest, threads: Int) :
         program
     }
 }
+
+private const val KV_MOVER = "move_kv" // sources, destinations, int64 [N]
+private const val INT64 = 4 // ExecuTorch's number for it
 
 /** A graph as the shim takes it, with the memory of its outputs. */
 private class Method(val spec: GraphSpec) {

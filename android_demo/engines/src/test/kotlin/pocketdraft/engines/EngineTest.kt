@@ -11,9 +11,12 @@ import org.junit.runner.RunWith
 import org.junit.runners.Parameterized
 import org.junit.runners.Parameterized.Parameters
 import pocketdraft.core.Cache
+import pocketdraft.core.Engine
 import pocketdraft.core.Manifest
 import pocketdraft.core.Proposal
 import pocketdraft.core.Role
+import pocketdraft.core.Sampler
+import pocketdraft.core.Sampling
 import pocketdraft.core.Session
 import pocketdraft.core.Target
 
@@ -84,6 +87,47 @@ class EngineTest(private val bundle: File) {
     }
 
     @Test
+    fun `rows of a tree's path are moved to where a chain would have them, also around a ring`() {
+        val text = generateSequence { prompt }.flatten().take(manifest.contextLength - 8).toList()
+        for (length in listOf(prompt.size, text.size)) {
+            val (before, path) = text.take(length - 4) to text.subList(length - 4, length)
+            val cache = target.newCache()
+            target.prefill(cache, before)
+            // Of the pending token a wrong child and the right one, then that one's, a wrong one first.
+            val tree = Proposal(listOf(1, path[1], 2, path[2]), listOf(-1, -1, 1, 1))
+            val logits = target.verify(cache, path[0], tree).logits
+            assertTrue(difference(logits.row(4).copyOf(), prefilled(before + path.take(3))) < CLOSE)
+            target.keep(cache, listOf(0, 2, 4))
+            assertEquals(length - 1, cache.length)
+            val expected = prefilled(text.take(length))
+            assertTrue(difference(next(cache, path[3]), expected) < CLOSE)
+            // Where no row is moved, the wrong ones are read.
+            cache.truncate(length - 3)
+            target.verify(cache, 1, Proposal.chain(listOf(2)))
+            cache.advance(2)
+            assertTrue(difference(next(cache, path[3]), expected) > CLOSE)
+        }
+    }
+
+    @Test
+    fun `drafted trees are plain, also where a sibling of the chain stood`() {
+        var moved = 0
+        val watched = object : Engine by engine {
+            override fun compact(cache: Any, sources: List<Int>, start: Int) {
+                moved++
+                engine.compact(cache, sources, start)
+            }
+        }
+        // Drawn text repeats itself less, and is a function of the seed too.
+        val sampler = Sampler(Sampling(temperature = 1.0, seed = 3))
+        val (drafted, plain) = listOf("mtp_tree", "none").map { Session.open(Target(watched), it, 4, sampler) }
+        val (tokens, meant) = listOf(drafted, plain).map { one -> one.generate(prompt, 160).flatMap { it.tokens }.toList() }
+        assertEquals(meant, tokens)
+        assertTrue("$moved moves in ${drafted.stats.rounds} rounds", moved > 1)
+        assertTrue("${drafted.stats.rounds} rounds", drafted.stats.rounds < 120)
+    }
+
+    @Test
     fun `wrong calls are refused`() {
         val graph = manifest.graphsOf(Role.DECODE).first()
         val inputs = target.inputsOf(graph)
@@ -97,6 +141,7 @@ class EngineTest(private val bundle: File) {
         engine.close()
         engine.close()
         assertRefused("closed") { engine.run(graph.name, inputs, cache) }
+        assertRefused("closed") { engine.compact(cache, listOf(2), 1) }
         assertRefused("closed") { engine.newCache() }
     }
 
@@ -125,6 +170,13 @@ class EngineTest(private val bundle: File) {
     private fun decoded(tokens: List<Int>): FloatArray {
         val cache = target.newCache()
         return tokens.map { token -> next(cache, token).also { cache.keep(listOf(0)) } }.last()
+    }
+
+    /** Logits after [tokens], all but the last of them by prefill. */
+    private fun prefilled(tokens: List<Int>): FloatArray {
+        val cache = target.newCache()
+        target.prefill(cache, tokens.dropLast(1))
+        return next(cache, tokens.last())
     }
 
     private fun next(cache: Cache, token: Int) = target.verify(cache, token, Proposal.NOTHING).logits.row(0).copyOf()

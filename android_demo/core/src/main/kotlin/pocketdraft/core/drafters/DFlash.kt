@@ -23,13 +23,13 @@ import pocketdraft.core.put
  * The drafter keeps K/V of the committed positions, made of the target's taps there, and reads them beside a block: the
  * pending token and masks, whose own K/V are scratch. Its hidden states go through the target's head.
  */
-class DFlashDrafter(
-    private val target: Target,
+open class DFlashDrafter(
+    protected val target: Target,
     private val cache: Cache,
-    private val sampler: Sampler,
+    protected val sampler: Sampler,
     private val earlyStop: EarlyStop?,
 ) : Drafter {
-    private val spec = checkNotNull(target.engine.manifest.drafters.dflash)
+    protected val spec = checkNotNull(target.engine.manifest.drafters.dflash)
     private val contexts = target.graphsOf(Role.DFLASH_CONTEXT)
     private val graph = target.graphsOf(Role.DFLASH_DRAFT).single()
     private val head = target.graphsOf(Role.HEAD).first { it.width == spec.block }
@@ -39,15 +39,7 @@ class DFlashDrafter(
     override fun restart(prefilled: List<Prefilled>) = prefilled.forEach { commit(it.start, checkNotNull(it.taps)) }
 
     override fun propose(context: Context, count: Int): Proposal {
-        val known = cache.followed(DrafterKind.DFLASH)
-        val start = cache.length
-        if (count < 1 || known.stop != start || known.isEmpty || cache.room < spec.block) return Proposal.NOTHING
-        val tokens = listOf(context.last) + List(spec.block - 1) { spec.maskToken }
-        fill(inputs.getValue("embeddings"), tokens.map(target::embed))
-        for (row in 0 until target.number(start, inputs)) target.see(inputs, row, known.start, start + spec.block)
-        val hidden = target.engine.run(graph.name, inputs, cache.handle).getValue("activations")
-        put(states.getValue("activations"), 0, hidden)
-        val outputs = target.engine.run(head.name, states)
+        val outputs = block(context, count) ?: return Proposal.NOTHING
         val chain = Chain(context, sampler, earlyStop)
         for (row in 1..minOf(count, spec.block - 1)) {
             if (!chain.draft(target.logits(outputs, row))) break
@@ -58,6 +50,19 @@ class DFlashDrafter(
     override fun observe(verdict: Verdict, verified: Verified) {
         val taps = checkNotNull(verified.taps)
         commit(cache.length - verdict.rows.size, verdict.rows.map { taps[it] })
+    }
+
+    /** What the head says, from row 1 on, at the masks; null where there is nothing to draft from, or no room for a block. */
+    protected fun block(context: Context, count: Int): Map<String, ByteBuffer>? {
+        val known = cache.followed(DrafterKind.DFLASH)
+        val start = cache.length
+        if (count < 1 || known.stop != start || known.isEmpty || cache.room < spec.block) return null
+        val tokens = listOf(context.last) + List(spec.block - 1) { spec.maskToken }
+        fill(inputs.getValue("embeddings"), tokens.map(target::embed))
+        for (row in 0 until target.number(start, inputs)) target.see(inputs, row, known.start, start + spec.block)
+        val hidden = target.engine.run(graph.name, inputs, cache.handle).getValue("activations")
+        put(states.getValue("activations"), 0, hidden)
+        return target.engine.run(head.name, states)
     }
 
     /** K/V of the positions from [start] on, of which [taps] are the target's states. */

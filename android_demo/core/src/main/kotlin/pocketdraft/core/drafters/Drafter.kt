@@ -36,11 +36,19 @@ fun load(name: String, target: Target, cache: Cache, sampler: Sampler, earlyStop
     }
     return when (name) {
         "mtp" -> MTPDrafter(target, cache, sampler, earlyStop)
+        "mtp_tree" -> MTPTreeDrafter(target, cache, sampler, earlyStop)
+        "hybrid" -> HybridDrafter(target, cache, sampler, earlyStop)
         "dflash" -> DFlashDrafter(target, cache, sampler, earlyStop)
+        "dflash_tree" -> DFlashTreeDrafter(target, cache, sampler, earlyStop)
         "early_exit" -> EarlyExitDrafter(target, cache, sampler, earlyStop)
         "mtp_heads" -> MTPHeadsDrafter(target, cache, sampler, earlyStop)
         "draft_model" -> DraftModelDrafter(target, cache, sampler, earlyStop)
         "prompt_lookup" -> PromptLookup
         else -> NoDrafter
     }
+}
+
+/** Throws [PocketdraftError] for a sampler that accepts by rejection. [fault] names the drafter, [instead] another one. */
+internal fun refuseRejection(sampler: Sampler, fault: String, instead: String) {
+    if (sampler.rejects) throw PocketdraftError("The drafter $fault; accept by exact match, or draft with $instead.")
 }

@@ -22,16 +22,17 @@ import pocketdraft.core.put
  * A step takes the embedding of the last token beside a hidden state: the target's own for the first draft, the
  * drafter's projection for the others. Position and visible K/V are the committed context's throughout a draft.
  */
-class MTPDrafter(
-    private val target: Target,
+open class MTPDrafter(
+    protected val target: Target,
     private val cache: Cache,
     private val sampler: Sampler,
-    private val earlyStop: EarlyStop?,
+    protected val earlyStop: EarlyStop?,
 ) : Drafter {
     private val graph = target.graphsOf(Role.DRAFT).first()
     private val inputs = target.inputsOf(graph)
     private val hidden = graph.output("projected_activations").allocate()
-    private var seeded = false
+    protected var seeded = false
+        private set
 
     override fun restart(prefilled: List<Prefilled>) {
         seeded = false
@@ -39,10 +40,14 @@ class MTPDrafter(
 
     override fun propose(context: Context, count: Int): Proposal {
         if (!seeded || count < 1) return Proposal.NOTHING
+        return Chain(context, sampler, earlyStop).also { draft(it, context.last, count) }.proposal()
+    }
+
+    /** At most [count] drafts of [chain], after the pending token [last]. */
+    protected fun draft(chain: Chain, last: Int, count: Int) {
         target.place(cache.length - 1, inputs)
         var state: ByteBuffer = hidden
-        var token = context.last
-        val chain = Chain(context, sampler, earlyStop)
+        var token = last
         while (chain.tokens.size < count) {
             fill(inputs.getValue("activations"), listOf(target.embed(token), state))
             val outputs = target.engine.run(graph.name, inputs, cache.handle)
@@ -50,7 +55,6 @@ class MTPDrafter(
             if (!chain.draft(target.logits(outputs))) break
             token = chain.tokens.last()
         }
-        return chain.proposal()
     }
 
     override fun observe(verdict: Verdict, verified: Verified) {
