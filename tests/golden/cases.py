@@ -65,19 +65,20 @@ def of_drafter(drafter: str) -> tuple[Case, ...]:
 
 def of_trees(drafter: str) -> tuple[Case, ...]:
     """Of a drafter of trees: few and many nodes in wide graphs, sampled too, and what an engine without trees gets."""
-    turns = (Turn(PROMPT, 7), Turn((*PROMPT, 2, 6), 16, rewind=True))
+    prompt = (8, 4, 0, 5, 0, 6)  # found by search: what mtp_tree learns of misses shows in its trees
+    turns = (Turn(prompt, 7), Turn((*prompt, 2, 6), 16, rewind=True))
     six = Case(f"{drafter}, six nodes", turns, drafter, 6, per_layer=False, verify=(2, 7), unsure=True)
     one = replace(six, turns=(Turn(PROMPT, 9),))
     return (
         six,
         replace(one, name=f"{drafter}, three nodes", drafts=3),
         replace(one, name=f"{drafter}, exact match", sampling=Sampling(temperature=0.2, top_k=4, seed=8)),
-        replace(one, name=f"{drafter}, no trees", turns=(Turn(PROMPT, 6),), drafts=3, takes_trees=False),
+        replace(six, name=f"{drafter}, no trees", turns=turns[:1], takes_trees=False),
     )
 
 
-# Found by search: each source drafts and is accepted, and by time the choices are others than before any was measured.
-HYBRID = Case("hybrid", (Turn((0, 0, 2, 2, 2, 0, 2), 10),), "hybrid", per_layer=False, unsure=True)
+# Found by search: what was right of which source decides, and by time, what rounds took lately.
+HYBRID = Case("hybrid", (Turn((3, 0, 2, 1, 2, 1), 14),), "hybrid", per_layer=False, unsure=True)
 CASES = (
     Case("greedy", (Turn(PROMPT, 12),)),
     Case("plain", (Turn(PROMPT, 12),), drafter="none"),
@@ -124,5 +125,5 @@ CASES = (
     replace(of_trees("mtp_tree")[1], name="mtp_tree, stopped by confidence", schedule=STRICT, verify=(7,)),
     replace(of_trees("mtp_tree")[0], name="mtp_tree, a greedy penalty", sampling=Sampling(repetition_penalty=1.7)),
     HYBRID,
-    replace(HYBRID, name="hybrid, by time", turns=(Turn((0, 4, 4, 4, 0, 4, 4), 10),), schedule=SCHEDULE),
+    replace(HYBRID, name="hybrid, by time", turns=(Turn((0, 1, 3, 3, 0, 0, 0), 14),), schedule=SCHEDULE),
 )

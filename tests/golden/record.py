@@ -128,7 +128,7 @@ def trees() -> list[Json]:
     """Distributions with and without equals, and with what cannot happen; budgets from none to more than there is."""
     found, generator = [], np.random.default_rng(13)
     for number in range(20):
-        budget = (0, 1, 3, 7, 16)[number % 5]
+        budget = (0, 1, 3, 7, 40)[number % 5]
         # Equals are so at one depth, or as products of the same two: whatever the last bits of a logarithm are.
         marginals = generator.integers(0, 3, (2, 6)) / 8
         if number % 2:

@@ -61,7 +61,7 @@ class TreeTest {
 
     @Test
     fun `counts of a tree are by depth and not by node`() {
-        val tree = Proposal(listOf(5, 6, 7), listOf(-1, 0, -1))
+        val tree = Proposal(listOf(5, 6, 7), listOf(-1, 0, -1), confidences = listOf(0.5, 0.5))
         val stats = Stats()
         // All refused; one accepted, its child refused; two accepted; the leaf accepted, with nothing left to refuse.
         for ((accepted, rows) in listOf(
@@ -76,6 +76,8 @@ class TreeTest {
         assertEquals(listOf(4, 12, 4, 2, 2), with(stats) { listOf(rounds, proposed, accepted, corrected, bonus) })
         assertEquals(listOf(3 / 4.0, 1 / 4.0), stats.acceptanceByPosition())
         assertEquals(listOf(3 / 4.0, 1 / 2.0), stats.conditionalAcceptanceByPosition())
+        // The leaf is no draft of the chain, whose first one was refused for it.
+        assertEquals(mapOf((5 to true) to 3, (5 to false) to 3), stats.judged)
     }
 
     private fun values(memory: ByteBuffer, type: DType): List<List<Byte>> =
