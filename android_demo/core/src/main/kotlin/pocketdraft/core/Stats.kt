@@ -15,11 +15,7 @@ enum class RoundPart { DRAFT, VERIFY, HOST }
  * Of a tree all nodes are proposed, and positions are depths.
  */
 class Stats {
-    /** (proposed, accepted) -> rounds. */
-    val outcomes = HashMap<Pair<Int, Int>, Int>()
-
-    /** Those of them whose proposal branched, by number proposed. */
-    private val trees = HashMap<Pair<Path, Int>, Int>()
+    private val outcomes = HashMap<Outcome, Int>() // -> rounds
 
     /** (tenth of confidence, accepted) -> drafts. */
     val judged = HashMap<Pair<Int, Boolean>, Int>()
@@ -31,13 +27,10 @@ class Stats {
 
     fun record(proposal: Proposal, verdict: Verdict, emitted: Emitted) {
         val count = verdict.accepted.size
-        outcomes.merge(proposal.size to count, 1, Int::plus)
+        val reach = proposal.reach(verdict.rows.last() - 1)
+        outcomes.merge(Outcome(proposal.size, proposal.reach(-1), reach, count), 1, Int::plus)
         this.emitted += emitted.tokens.size
         cut += count + 1 - emitted.tokens.size
-        if (!proposal.isChain) {
-            val path = Path(proposal.reach(-1), proposal.reach(verdict.rows.last() - 1), count)
-            trees.merge(path to proposal.size, 1, Int::plus)
-        }
         // Confidences are those of the first nodes, a chain: the accepted path may leave it.
         val stood = verdict.rows.withIndex().count { (index, row) -> row == index } - 1
         proposal.confidences.take(stood + 1).forEachIndexed { index, confidence ->
@@ -45,10 +38,10 @@ class Stats {
         }
     }
 
-    val rounds get() = outcomes.values.sum()
-    val proposed get() = outcomes.entries.sumOf { (outcome, rounds) -> outcome.first * rounds }
-    val accepted get() = outcomes.entries.sumOf { (outcome, rounds) -> outcome.second * rounds }
-    val draftedRounds get() = outcomes.entries.sumOf { (outcome, rounds) -> if (outcome.first > 0) rounds else 0 }
+    val rounds get() = count { true }
+    val proposed get() = outcomes.entries.sumOf { (outcome, rounds) -> outcome.proposed * rounds }
+    val accepted get() = outcomes.entries.sumOf { (outcome, rounds) -> outcome.accepted * rounds }
+    val draftedRounds get() = count { it.proposed > 0 }
     val corrected get() = count { it.accepted < it.reach }
     val bonus get() = rounds - corrected
 
@@ -72,9 +65,7 @@ class Stats {
 
     /** Throws where the counts contradict each other. */
     fun check() {
-        check(outcomes.keys.all { (proposed, accepted) -> accepted <= proposed })
-        check(trees.keys.all { (path, nodes) -> with(path) { accepted <= reach && reach <= depth && depth <= nodes } })
-        check(paths().values.all { it >= 0 })
+        check(outcomes.keys.all { it.accepted <= it.reach && it.reach <= it.depth && it.depth <= it.proposed })
         check(accepted + rounds == emitted + cut)
     }
 
@@ -92,32 +83,19 @@ class Stats {
         })
     }
 
-    private val deepest get() = paths().keys.maxOfOrNull { it.depth } ?: 0
+    private val deepest get() = outcomes.keys.maxOfOrNull { it.depth } ?: 0
 
-    private fun count(holds: (Path) -> Boolean) = paths().entries.sumOf { (path, rounds) -> if (holds(path)) rounds else 0 }
-
-    /** Rounds by path; of a chain, depth and reach are its length. */
-    private fun paths(): Map<Path, Int> {
-        val chains = HashMap(outcomes)
-        val paths = HashMap<Path, Int>()
-        for ((tree, rounds) in trees) {
-            chains.merge(tree.second to tree.first.accepted, -rounds, Int::plus)
-            paths.merge(tree.first, rounds, Int::plus)
-        }
-        chains.filterValues { it != 0 }.forEach { (outcome, rounds) ->
-            paths.merge(Path(outcome.first, outcome.first, outcome.second), rounds, Int::plus)
-        }
-        return paths
-    }
+    private fun count(holds: (Outcome) -> Boolean) =
+        outcomes.entries.sumOf { (outcome, rounds) -> if (holds(outcome)) rounds else 0 }
 
     private fun shares(of: List<Double>) = JsonArray().also { list -> of.forEach { list.add(rounded(it, 4)) } }
 }
 
 /**
- * [accepted] drafts of a round: [depth] is that of the deepest node proposed, [reach] that of the deepest one at or below
- * where the target's tokens left the tree. None was refused there if they went as far.
+ * Of a round, numbers of drafts. [depth] is that of the deepest node proposed, [reach] that of the deepest one at or below
+ * where the target's tokens left the tree: none was refused there if they went as far. Of a chain both are its length.
  */
-private data class Path(val depth: Int, val reach: Int, val accepted: Int)
+private data class Outcome(val proposed: Int, val depth: Int, val reach: Int, val accepted: Int)
 
 /** 0 to 10; the last is for certainty itself. */
 fun confidenceTenth(confidence: Double) = (confidence * 10).toInt()
