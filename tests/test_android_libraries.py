@@ -69,20 +69,18 @@ def libraries_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     return make
 
 
-def generated(machine: str, libraries: Path, bundle: Path, prompts: list[list[int]]) -> dict[str, object]:
-    """What the Kotlin runtime makes of the prompts, by drafter."""
+def java(machine: str, libraries: Path, *arguments: str, stdin: str = "") -> str:
+    """Standard output of a program of the engines' tests on these libraries."""
     command, environment = ["java"], os.environ | {"LD_LIBRARY_PATH": str(libraries)}
     if machine == "aarch64":
         command = [f"{EMULATED}/qemu/usr/bin/qemu-aarch64", "-cpu", "neoverse-n1", "-L", f"{EMULATED}/rootfs"]
         command += ["-E", f"LD_LIBRARY_PATH={libraries}", str(JAVA_ARM64)]
         environment = dict(os.environ)
     classpath = android_tool("jvm", "classpath", "--tests").strip()
-    command += [f"-Dpocketdraft.libraries={libraries}", "-cp", classpath, "pocketdraft.engines.GenerateKt"]
-    job = {"bundle": str(bundle), "prompts": prompts, "budget": BUDGET, "drafts": 4, "threads": 1}
-    text = json.dumps(job | {"drafters": ["none", "mtp"]})
-    done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True)
+    command += [f"-Dpocketdraft.libraries={libraries}", "-cp", classpath, *arguments]
+    done = subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -95,8 +93,19 @@ def test_tokens_are_those_of_this_machine(make_trained_bundle, libraries_of, rec
     tokenizer, target = Tokenizer(bundle / "tokenizer.json", engine.manifest.tokens.bos), Target(engine)
     prompts = [tokenizer.encode(text) for text in TEXTS]
     ours = plain_tokens(target, prompts, BUDGET)
-    found = generated(machine, libraries_of(machine), bundle, prompts)
+    job = {"bundle": str(bundle), "prompts": prompts, "budget": BUDGET, "drafts": 4, "threads": 1}
+    text = json.dumps(job | {"drafters": ["none", "mtp"]})
+    output = java(machine, libraries_of(machine), "pocketdraft.engines.GenerateKt", stdin=text)
+    found = json.loads(output.splitlines()[-1])
     assert found["machine"] == {"x86_64": "amd64"}.get(machine, machine)
     assert found["mtp"] == found["none"]
     if recipe == "f32":
         assert found["none"] == ours
+
+
+@pytest.mark.parametrize("machine", MACHINES[:1])
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_they_do_what_engines_owe(make_trained_bundle, libraries_of, backend, machine):
+    """Moving K/V rows of trees too, for which ExecuTorch's has kernels of its own."""
+    bundles = f"-Dpocketdraft.bundles={make_trained_bundle('f32', backend)}"
+    java(machine, libraries_of(machine), bundles, "org.junit.runner.JUnitCore", "pocketdraft.engines.EngineTest")
