@@ -38,6 +38,7 @@ HELD_OUT, MOST_HELD_OUT = 5, 32  # one prompt in HELD_OUT
 WRITING_SHARE = 0.25  # of the time
 LEAST_NEW = 16  # tokens of the context left for the target's own text
 SMALL_BYTES = 1 << 30
+NEW_TOKENS = 128  # after a prompt
 MOST_TEXTS = 4096
 COPIED = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template*")
 
@@ -150,7 +151,7 @@ def adapt(task: Task, progress: Progress = lambda *_: None) -> Record:
     torch.manual_seed(0)
     model = load_model(inputs.target, _dtype(inputs.target, task.device), "sdpa").to(task.device)
     drafter = load_model(inputs.drafter, torch.float32, "sdpa").to(task.device)
-    writer = Writer(model.requires_grad_(False), task.context, inputs.target.tokens().stop)
+    writer = Writer(model.requires_grad_(False), task.context, NEW_TOKENS, inputs.target.tokens().stop)
     started = time.monotonic()
     deadline = started + 60 * task.minutes
     until = started + WRITING_SHARE * (deadline - started)
