@@ -134,6 +134,27 @@ def test_heads_without_their_k_v_of_the_prompt_draft_from_what_they_have_seen_th
     assert session.stats.accepted > 18
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_round_that_was_interrupted_before_the_drafter_heard_of_it(heads):
+    """The target's state of a position is missing: what was read before it would be beside the wrong tokens."""
+    engine = engine_of(heads, wrong_half=False)
+    session = open_session(engine, "mtp_heads", 3)
+    session.begin(PROMPT, 60)
+    session.round()
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.drafter, "observe", interrupt)
+        session.round()
+    whole = [*session.context.tokens, 5, 6]
+    rest = session.rewind(whole)
+    engine.known_from = session.cache.length
+    assert written(session, rest, 60) == plain(whole, 60)
+    assert session.stats.accepted_per_round > 2.5
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_drafts_that_nobody_verified_are_held_against_what_came():
     """A survey asks at every token, and the target goes on by one: accepted drafts are no verdict's there."""
     surveyed = survey(Target(engine_of(3)), "mtp_heads", 4, PROMPT, 60)

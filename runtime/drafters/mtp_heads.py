@@ -84,7 +84,7 @@ class MTPHeadsDrafter:
         states = self._catch_up(0, context, ())
         while chain.draft(self._logits(states[-1])) and len(chain.tokens) < most:
             if heads == 1:
-                states = self._read(0, end + len(chain.tokens) - 1, [states[-1]], chain.tokens[-1:])
+                states = self._read(0, end + len(chain.tokens) - 1, states[-1:], chain.tokens[-1:])
             else:
                 states = self._catch_up(len(chain.tokens), context, chain.tokens)
         self._end, self._drafts = end, chain.tokens
@@ -102,8 +102,8 @@ class MTPHeadsDrafter:
             waiting.drop(self._end - max(0, head - stand))
         self._drafts = []
 
-    def _catch_up(self, head: int, context: Context, drafts: Sequence[int]) -> list[Floats]:
-        """A head's states at all the positions that wait for it, for the next head too: the last one drafts."""
+    def _catch_up(self, head: int, context: Context, drafts: Sequence[int]) -> Floats:
+        """A head's states [T, D] at all the positions that wait for it, for the next head too: the last one drafts."""
         waiting = self._waiting[head]
         after = [*context.tokens[waiting.start + 1 :], *drafts][head:]
         states = self._read(head, waiting.start, waiting.rows, after)
@@ -111,20 +111,20 @@ class MTPHeadsDrafter:
             self._waiting[head + 1].put(waiting.start, states)
         return states
 
-    def _read(self, head: int, start: int, hidden: Sequence[Floats], after: Sequence[int]) -> list[Floats]:
-        """A head's states [D] at the positions from `start` on, of which `hidden` are the states that it is fed and
-        `after` the tokens beside them."""
+    def _read(self, head: int, start: int, hidden: Floats | list[Floats], after: Sequence[int]) -> Floats:
+        """A head's states [T, D] at the positions from `start` on, of which `hidden` [T, D] are the states that it is
+        fed and `after` the tokens beside them."""
         embedded = np.concatenate([self._target.embed(token)[0] for token in after[: len(hidden)]])
-        rows = [embedded, np.stack(hidden).astype(np.float32)]
-        unknown, states = self._cache.followed(KIND).start, list[Floats]()
+        rows = [embedded, np.array(hidden, np.float32)]
+        unknown, states = self._cache.followed(KIND).start, []
         for graph, first, real, (tokens, before) in calls(self._graphs[head], start, rows, self._cache.capacity):
             place = self._target.positions(first, graph.width)
             mask = place["mask"].copy()
             mask[..., :unknown] = False
             inputs = {"embeddings": tokens, "activations": before, "input_pos": place["input_pos"], "mask": mask}
             output = self._target.engine.run(graph.name, inputs, self._cache.handle)["projected_activations"]
-            states.extend(output[0, :real])
-        return states
+            states.append(output[0, :real])
+        return states[0] if len(states) == 1 else np.concatenate(states)
 
     def _logits(self, state: Floats) -> Floats:
         logits: Floats = self._target.engine.run(self._lm_head.name, {"activations": state[None, None]})["logits"][0, 0]
