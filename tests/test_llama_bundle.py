@@ -199,8 +199,8 @@ def test_a_native_head_with_a_head_of_its_own_is_valid(make_target, backend, tmp
 @pytest.mark.parametrize("backend", SLOW)
 def test_several_native_heads_are_valid_and_draft_what_they_do_in_torch(make_target, backend, tmp_path):
     """The graphs of each head, over K/V of its own."""
-    folder, recipe = make_target("qwen3"), load("f32")
-    heads = save_heads(head_config(Qwen3Config.from_pretrained(folder)), 3, tmp_path / "heads")
+    folder, recipe = make_target(), load("f32")
+    heads = save_heads(head_config(LlamaConfig.from_pretrained(folder)), 3, tmp_path / "heads")
     (manifest,) = build([Plan(folder, (heads,), tmp_path / "out", Recipes(*[recipe] * 3), backend, **FEW_WIDTHS)])
     engine = open_engine(tmp_path / "out", 1)
     found = validate(tmp_path / "out", engine, ["a" * 20], 24, rungs(manifest, folder, (heads,)), lambda what: None)
