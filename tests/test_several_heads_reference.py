@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections import Counter
@@ -93,10 +94,8 @@ def generated(target: Any, prompts: Tensor, patch: pytest.MonkeyPatch) -> tuple[
     return texts, rounds
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Made:
-    """Random weights, under which drafts of one token in five are as often right."""
-    folder = tmp_path_factory.mktemp("several")
+def made_in(folder: Path, window: int | None = None) -> Made:
+    """Random weights, under which drafts of one token in five are as often right. `window` is that of the heads."""
     torch.manual_seed(36)
     config = Qwen3Config(**SIZES)
     config.num_mtp_layers, config.mtp_layer_types = HEADS, ["full_attention"] * HEADS
@@ -108,8 +107,16 @@ def made(tmp_path_factory) -> Made:
     shutil.copytree(folder / "target", folder / "whole")
     weights, own = weights_of(mtp), load_file(folder / "target" / "model.safetensors")
     save_file(own | weights, folder / "whole" / "model.safetensors", {"format": "pt"})
+    if window:
+        sliding = {
+            "sliding_window": window,
+            "use_sliding_window": True,
+            "mtp_layer_types": ["sliding_attention"] * HEADS,
+        }
+        raw = json.loads((folder / "whole" / "config.json").read_text())
+        (folder / "whole" / "config.json").write_text(json.dumps(raw | sliding))
     copied = {f"model.layers.{LAYERS}.{name}.weight": torch.zeros(1) for name in ("embed_tokens", "shared_head.head")}
-    heads = save_heads(folder / "heads", weights | copied)
+    heads = save_heads(folder / "heads", weights | copied, sliding_window=window)
     with pytest.MonkeyPatch.context() as patch:
         # transformers finds the weights by what its class leaves out: Qwen3 has no released ones.
         left_out = [rf"^model\.layers\.{LAYERS + head}\." for head in range(HEADS)]
@@ -117,6 +124,11 @@ def made(tmp_path_factory) -> Made:
         whole = AutoModelForCausalLM.from_pretrained(folder / "whole").eval()
         texts, rounds = generated(whole, torch.randint(0, VOCABULARY, (PROMPTS, PROMPT)), patch)
     return Made(folder / "target", heads, texts, rounds)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Made:
+    return made_in(tmp_path_factory.mktemp("several"))
 
 
 def our_rounds(made: Made, engine: Engine, drafts: int = 4) -> Rounds:
@@ -153,6 +165,12 @@ def test_generation_proposes_and_accepts_what_transformers_does(made, asked):
     accepted = Counter(b[1] - a[1] - 1 for a, b in pairwise(starts) if a[0] == b[0])
     assert all(accepted[count] > 3 for count in range(HEADS + 1))
     assert len({tuple(drafts) for drafts in made.rounds.values()}) > 20
+
+
+def test_generation_with_sliding_windows_does_too(made, tmp_path):
+    sliding = made_in(tmp_path, WINDOW)
+    assert early(our_rounds(sliding, sliding.engine())) == early(sliding.rounds)
+    assert sliding.rounds != made.rounds
 
 
 @pytest.mark.parametrize("kind", ["sliding", "full", "hidden_first"])
