@@ -62,7 +62,8 @@ class EarlyExitSpec(Spec):
 
 
 class MTPHeadsSpec(Spec):
-    """Native MTP heads, decoder layers of their own with K/V: head i drafts the i-th token, the last one all others."""
+    """Native MTP heads, decoder layers of their own with K/V: head i of several drafts the i-th token and a round has
+    no more; a single one drafts all."""
 
     roles = ("mtp_heads", "head")
     heads: PositiveInt

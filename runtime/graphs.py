@@ -67,9 +67,17 @@ class GraphSpec(Frozen):
     outputs: tuple[TensorSpec, ...]
 
     @property
+    def head(self) -> int:
+        """Which of several native MTP heads it is of: K/V of its drafter's layer of that number are what it takes."""
+        kv = next((tensor.name for tensor in self.inputs if tensor.is_kv), "") if self.role == "mtp_heads" else ""
+        return int(kv.rpartition("_")[2] or 0)
+
+    @property
     def family(self) -> str:
         """Graphs that differ in width only. Where widths are symbolic (ExecuTorch, ONNX), a family is one graph."""
-        return "target" if self.role in ("decode", "verify") else self.role
+        if self.role in ("decode", "verify"):
+            return "target"
+        return f"{self.role}_{self.head}" if self.head else self.role
 
 
 class KVSteps(NamedTuple):

@@ -19,23 +19,27 @@ from pocketdraft.runtime.drafter_specs import (
     EarlyExitSpec,
     MTPHeadsSpec,
 )
-from pocketdraft.runtime.graphs import GraphSpec
+from pocketdraft.runtime.graphs import GraphSpec, TensorSpec
 from pocketdraft.runtime.manifest import Manifest, Part
 
 BLOCK, MASK_TOKEN = 6, VOCABULARY - 1
-OWN = ("dflash", "mtp_heads", "draft_model", "early")
+OWN = ("dflash", "draft_model", "early")
 
 
 def every_drafter(
-    capacity: int = 64, verify: tuple[int, ...] = (2, 3, 5), stop: tuple[int, ...] = (), per_layer: bool = True
+    capacity: int = 64,
+    verify: tuple[int, ...] = (2, 3, 5),
+    stop: tuple[int, ...] = (),
+    per_layer: bool = True,
+    heads: int = 1,
 ) -> Manifest:
+    """`heads` are native MTP heads."""
     plain = scripted_manifest(capacity, verify, stop=stop, per_layer=per_layer)
     widths = sorted({1, 4, 8, *verify})
     made = [
         *(("dflash_context", f"dflash_context_{width}", "dflash", width) for width in widths),
         ("dflash_draft", "dflash_draft", "dflash", BLOCK),
         *(("head", f"head_{width}", "target", width) for width in (1, BLOCK)),
-        *(("mtp_heads", f"mtp_heads_{width}", "mtp_heads", width) for width in widths),
         ("exit_draft", "exit_draft", "target", 1),
         ("exit_head", "exit_head", "target", 1),
         *(("exit_verify", f"exit_verify_{width}", "target", width) for width in (1, *verify)),
@@ -47,11 +51,12 @@ def every_drafter(
         GraphSpec.model_validate({"role": r, "name": n, "part": p, "width": w, "inputs": (), "outputs": ()})
         for r, n, p, w in made
     ]
+    graphs += [_head(head, width, capacity) for head in range(heads) for width in widths]
     specs = DrafterSpecs(
         mtp=plain.drafters.mtp,
         dflash=DFlashSpec(block=BLOCK, mask_token=MASK_TOKEN, taps=(0,)),
         early_exit=EarlyExitSpec(layers=1),
-        mtp_heads=MTPHeadsSpec(heads=1),
+        mtp_heads=MTPHeadsSpec(heads=heads),
         draft_model=DraftModelSpec(),
     )
     parts = {name: Part(file="model.litertlm", offset=0, size=1) for name in ("dflash", "mtp_heads", "draft_model")}
@@ -60,28 +65,38 @@ def every_drafter(
     )
 
 
-class AllSlots(Slots):
-    """`own` are the drafters' K/V by kind, what was written by position; "early" is the target's own first layers'."""
+def _head(head: int, width: int, capacity: int) -> GraphSpec:
+    """A native head's graph: which head, its K/V say."""
+    kv = TensorSpec(name=f"mtp_heads_kv_cache_k_{head}", dtype="float32", shape=(1, 1, capacity, 1))
+    name = f"mtp_heads_{head}_{width}" if head else f"mtp_heads_{width}"
+    return GraphSpec(name=name, role="mtp_heads", part="mtp_heads", width=width, inputs=(kv,), outputs=())
 
-    def __init__(self, tokens: list[int | None]) -> None:
+
+class AllSlots(Slots):
+    """`own` are the drafters' K/V by kind, what was written by position; "early" is the target's own first layers'.
+    A native head's are the tokens that the row stands for: those of its state and the one beside it."""
+
+    def __init__(self, tokens: list[int | None], heads: int) -> None:
         super().__init__(tokens)
-        self.own: dict[str, list[Any]] = {kind: [None] * len(tokens) for kind in OWN}
+        self.own: dict[str | int, list[Any]] = {kind: [None] * len(tokens) for kind in (*OWN, *range(heads))}
 
 
 @dataclass
 class EveryDrafter(ScriptedEngine):
-    """`join` is the last position that a sequence kept when it went back: what native heads have there is of the token
-    that came next before. `known_from` is the first position whose K/V drafters keep of their own."""
+    """`join` is the last position that a sequence kept when it went back: what native head k has there and at k before
+    it is of the tokens that came next before. `known_from` is the first position whose K/V drafters keep of their own.
+    """
 
     manifest: Manifest = field(default_factory=every_drafter)
     join: int | None = None
     known_from: int = 0
 
     def new_cache(self) -> AllSlots:
-        return AllSlots([None] * self.manifest.context_length)
+        heads = self.manifest.drafters.mtp_heads
+        return AllSlots([None] * self.manifest.context_length, heads.heads if heads else 0)
 
     def fork(self, cache: Any) -> AllSlots:
-        copy = AllSlots(cache)
+        copy = AllSlots(cache, 0)
         copy.positions = list(cache.positions)
         copy.own = {kind: list(rows) for kind, rows in cache.own.items()}
         return copy
@@ -181,16 +196,17 @@ class EveryDrafter(ScriptedEngine):
     def _heads(self, spec: GraphSpec, inputs: Any, cache: Any) -> dict[str, Any]:
         positions, states = inputs["input_pos"].tolist(), inputs["activations"][0, :, 0]
         tokens = inputs["embeddings"][0, :, 0].astype(int).tolist()
-        own = cache.own["mtp_heads"]
-        own[positions[0] : positions[0] + spec.width] = tokens
+        own, ahead = cache.own[spec.head], spec.head + 2
+        texts = [(*self._tokens(state), token) for state, token in zip(states, tokens, strict=True)]
+        own[positions[0] : positions[0] + spec.width] = texts
         made = []
-        for row, (position, token, state) in enumerate(zip(positions, tokens, states, strict=True)):
+        for row, (position, text) in enumerate(zip(positions, texts, strict=True)):
             seen = np.flatnonzero(inputs["mask"][0, 0, row]).tolist()
             assert seen == list(range(self.known_from, position + 1)), "a head sees all positions up to its own"
-            text = (*self._tokens(state), token)
-            padding = len(text) != position + 2 and row > 0
-            wrong = [at for at in range(self.known_from, position + 1) if not padding and text[at + 1] != own[at]]
-            assert set(wrong) <= {self.join}, "hidden state or K/V of another context"
+            if len(text) == position + ahead or row == 0:  # else padding
+                wrong = {at for at in range(self.known_from, position + 1) if own[at] != text[: at + ahead]}
+                kept = set() if self.join is None else set(range(self.join - spec.head, self.join + 1))
+                assert wrong <= kept, "hidden state or K/V of another context"
             made.append(self._remember(text, text))
         return {"projected_activations": np.array(made, np.float32)[None, :, None]}
 

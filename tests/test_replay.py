@@ -92,9 +92,10 @@ def parted(noted: tuple[list[Calls], dict[str, Outputs]], broken: Engine) -> dic
     return {roles[row.graph]: row.layer for row in rows if not row.passed}
 
 
-def test_every_width_of_every_drafter_s_graphs_is_run_again_as_it_was():
+@pytest.mark.parametrize(("heads", "wrong_half"), [(1, True), (3, True), (3, False)])
+def test_every_width_of_every_drafter_s_graphs_is_run_again_as_it_was(heads, wrong_half):
     """The script raises where a graph is fed what belongs elsewhere, or reads K/V that is not there."""
-    engine, again = EveryDrafter(every_drafter()), EveryDrafter(every_drafter())
+    engine, again = (EveryDrafter(every_drafter(heads=heads), wrong_half=wrong_half) for _ in range(2))
     sequences = note(engine, [1, 2, 3, 4, 5, 6, 7, 8, 9])
     found = replay(again, sequences)
     others = [graph for graph in engine.manifest.graphs if graph.role not in CLIMBED]

@@ -140,7 +140,7 @@ def write() -> None:
 
 
 def _session(case: Case) -> Json:
-    manifest = manifest_of(case.drafter, CAPACITY, case.stop, case.per_layer)
+    manifest = manifest_of(case.drafter, CAPACITY, case.stop, case.per_layer, case.heads)
     scripted = RingEngine(manifest) if case.ring else ScriptedEngine(manifest)
     if manifest.drafters.kinds != ("mtp",):
         scripted = EveryDrafter(manifest, known_from=case.late)

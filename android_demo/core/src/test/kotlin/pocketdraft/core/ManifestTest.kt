@@ -29,6 +29,15 @@ class ManifestTest {
     }
 
     @Test
+    fun `each of several native heads is a family of graphs`() {
+        val manifest = read(Golden.read("sessions").last().getAsJsonObject("manifest"))
+        assertEquals(3, manifest.drafters.mtpHeads)
+        val families = manifest.graphsOf(Role.MTP_HEADS).groupBy { it.family }
+        assertEquals(setOf("mtp_heads", "mtp_heads_1", "mtp_heads_2"), families.keys)
+        assertTrue(families.values.all { it.map(GraphSpec::width) == listOf(1, 4, 5, 8) })
+    }
+
+    @Test
     fun `a folder without a manifest is no bundle`() = refuses("is no bundle.*pocketdraft push") { Manifest.read(folder) }
 
     @Test
