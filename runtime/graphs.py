@@ -21,6 +21,10 @@ DrafterRole = Literal[
     "exit_fill",
     "exit_head",
     "exit_verify",
+    "further_exit",
+    "further_head",
+    "further_fill",
+    "further_rest",
     "mtp_heads",
     "model_prefill",
     "model_decode",
@@ -28,6 +32,7 @@ DrafterRole = Literal[
     "model_embed_per_layer",
 ]
 Role = TargetRole | DrafterRole
+FURTHER = ("further_exit", "further_head", "further_fill", "further_rest")  # roles of graphs of exits after the first
 PartName = Literal[
     "target",
     "embedder",
@@ -68,8 +73,13 @@ class GraphSpec(Frozen):
 
     @property
     def family(self) -> str:
-        """Graphs that differ in width only. Where widths are symbolic (ExecuTorch, ONNX), a family is one graph."""
-        return "target" if self.role in ("decode", "verify") else self.role
+        """Graphs that differ in width only. Where widths are symbolic (ExecuTorch, ONNX), a family is one graph.
+
+        Those of further exits differ in layers: each is alone.
+        """
+        if self.role in ("decode", "verify"):
+            return "target"
+        return self.name if self.role in FURTHER else self.role
 
 
 class KVSteps(NamedTuple):

@@ -3,11 +3,19 @@
 The graphs split the target where the drafting ends, so that no layer runs twice for a token: `exit_draft` runs the
 first layers and writes their K/V, `exit_verify_K` goes on from the states that it gave. A token may also leave there
 for good (CALM, arXiv 2207.07061): `exit_fill` then makes the other layers' K/V of its state.
+
+Where a token may leave later as well, it is asked exit by exit. After the first, each has graphs of width 1, named by
+the layers C before it: `further_exit_C` goes on from the state at the exit before and writes the K/V of the layers
+between, `further_head_C` is its head, and where a layer from C on owns K/V, `further_fill_C` makes them of the state
+at C. `further_rest_C`, C the last, runs the other layers for a token that left nowhere, as `exit_verify_1` does where
+there is one exit. So each layer's K/V of a token are written once: before its exit as the layer ran, after it of the
+state that left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -33,8 +41,7 @@ STATES = "exit_states"
 
 
 class _Layers(nn.Module):
-    """Some of the target's layers. The first give their last state, and a trained exit's score of it; the others give
-    logits."""
+    """Some of the target's layers. The last give logits; others their last state, and a trained exit's score of it."""
 
     def __init__(
         self, target: Target, layout: KVLayout, layers: range, operators: Operators, own_exit: Exit | None = None
@@ -86,7 +93,7 @@ class _Fill(nn.Module):
 
 
 class _ExitHead(nn.Module):
-    """What an exit, the target's norm and its head make of a state after the first layers."""
+    """What an exit, the target's norm and its head make of a state between two layers."""
 
     def __init__(self, target: Target, own_exit: Exit | None) -> None:
         super().__init__()
@@ -120,44 +127,52 @@ def wants(model: Exits | None) -> Wants:
 
 
 def describe(model: Exits | None, plan: Plan, target: Target) -> EarlyExitSpec:
-    return EarlyExitSpec(layers=_cut(model, plan, target))
+    first, *further = _cuts(model, plan, target)
+    return EarlyExitSpec(layers=first, further=tuple(further))
 
 
-def _cut(model: Exits | None, plan: Plan, target: Target) -> int:
-    """How many layers draft: as the plan says, else those before K/V are shared, else up to the middle exit.
+def _cuts(model: Exits | None, plan: Plan, target: Target) -> tuple[int, ...]:
+    """The layers before each exit; so many as before the first one draft: as the plan says, else those before K/V are
+    shared, else up to the middle exit.
 
-    Raises PocketdraftError if that leaves none to verify, or none to draft.
+    Raises PocketdraftError for an exit that leaves no layer after it, or that was not trained.
     """
     count = len(target.geometry.layers)
     own = sum(layer.owns_kv for layer in target.geometry.layers)
-    cuts = model.cuts if model else ()
-    cut = plan.early_exit or (own if own in cuts else cuts[len(cuts) // 2])
-    if not 0 < cut < count:
-        raise PocketdraftError(
-            f"--early-exit is {cut}, the target has {count} layers; give a number from 1 to {count - 1}."
-        )
-    return cut
+    trained = model.cuts if model else ()
+    cuts = plan.early_exit or (own if own in trained else trained[len(trained) // 2],)
+    for cut in cuts:
+        if not 0 < cut < count:
+            raise PocketdraftError(
+                f"--early-exit is {cut}, the target has {count} layers; give a number from 1 to {count - 1}."
+            )
+        if model:
+            model.after(cut)
+    return cuts
 
 
 def steps(model: Exits | None, plan: Plan, target: Target, target_kv: KVLayout, operators: Operators) -> list[Step]:
     """`model` None is a target that was trained to be left early: its own norm and head read any layer's state."""
-    g, layout, first = target.geometry, target_kv, _cut(model, plan, target)
-    own_exit = model.after(first) if model else None
-    drafters, others = range(first), range(first, len(g.layers))
-    skipped = _owners(target, others)
+    g, layout, cuts = target.geometry, target_kv, _cuts(model, plan, target)
+    state, logits = spec(STATES, "float32", 1, 1, g.hidden), spec("logits", "float32", 1, 1, g.vocab)
+    scored = [state, spec("score", "float32", 1, 1)] if model else [state]
+
+    def own(cut: int) -> Exit | None:
+        return model.after(cut) if model else None
 
     def step(
         role: DrafterRole,
-        width: int,
         module: nn.Module,
         layers: Iterable[int],
         inputs: Iterable[TensorSpec],
         outputs: Iterable[TensorSpec],
+        number: int | None = None,
+        width: int = 1,
     ) -> Step:
-        """`layers` are those whose K/V it takes, and gives where they are their own."""
+        """`layers` are those whose K/V it takes, and gives where they are their own. `number` goes into its name."""
         read = {g.layers[index].reads for index in layers}
         graph = GraphSpec(
-            name=f"{role}_{width}" if role == "exit_verify" else role,
+            name=role if number is None else f"{role}_{number}",
             role=role,
             part="target",
             width=width,
@@ -166,25 +181,37 @@ def steps(model: Exits | None, plan: Plan, target: Target, target_kv: KVLayout, 
         )
         return Step(graph, module.eval())
 
-    def verify(width: int) -> Step:
-        inputs = target_inputs(target, layout, width)
-        if not g.per_layer:  # those are made of the embeddings too; else the states are all that a layer takes
-            inputs = tuple(one for one in inputs if one.name != "embeddings")
-        given = *inputs, spec(STATES, "float32", 1, width, g.hidden)
-        made = spec("logits", "float32", 1, width, g.vocab), spec("activations", "float32", 1, width, g.hidden)
-        return step("exit_verify", width, _Layers(target, layout, others, operators), others, given, made)
+    def resumed(width: int) -> Iterator[TensorSpec]:
+        """What layers take that go on from states."""
+        for one in target_inputs(target, layout, width):
+            if one.name != "embeddings" or g.per_layer:  # per-layer embeddings are made of the embeddings too
+                yield one
+        yield spec(STATES, "float32", 1, width, g.hidden)
 
-    state, logits = spec(STATES, "float32", 1, 1, g.hidden), spec("logits", "float32", 1, 1, g.vocab)
-    made = [state, spec("score", "float32", 1, 1)] if own_exit else [state]
-    drafting = _Layers(target, layout, drafters, operators, own_exit)
-    filling = _Fill(target, layout, skipped, operators)
-    fill = step("exit_fill", 1, filling, skipped, [state, spec("input_pos", "int32", 1)], [])
-    return [
-        step("exit_draft", 1, drafting, drafters, target_inputs(target, layout, 1), made),
-        step("exit_head", 1, _ExitHead(target, own_exit), (), [state], [logits]),
-        *([fill] if skipped else []),
-        *(verify(width) for width in (1, *plan.verify)),
+    def rest(role: DrafterRole, cut: int, number: int, width: int = 1) -> Step:
+        layers = range(cut, len(g.layers))
+        made = spec("logits", "float32", 1, width, g.vocab), spec("activations", "float32", 1, width, g.hidden)
+        return step(role, _Layers(target, layout, layers, operators), layers, resumed(width), made, number, width)
+
+    def leave(head: DrafterRole, fill: DrafterRole, cut: int, number: int | None = None) -> Iterator[Step]:
+        yield step(head, _ExitHead(target, own(cut)), (), [state], [logits], number)
+        if skipped := _owners(target, range(cut, len(g.layers))):
+            module = _Fill(target, layout, skipped, operators)
+            yield step(fill, module, skipped, [state, spec("input_pos", "int32", 1)], [], number)
+
+    drafters, widths = range(cuts[0]), plan.verify if len(cuts) > 1 else (1, *plan.verify)
+    drafting = _Layers(target, layout, drafters, operators, own(cuts[0]))
+    made = [
+        step("exit_draft", drafting, drafters, target_inputs(target, layout, 1), scored),
+        *leave("exit_head", "exit_fill", cuts[0]),
+        *(rest("exit_verify", cuts[0], width, width) for width in widths),
     ]
+    for before, cut in pairwise(cuts):
+        between = range(before, cut)
+        module = _Layers(target, layout, between, operators, own(cut))
+        made.append(step("further_exit", module, between, resumed(1), scored, cut))
+        made += leave("further_head", "further_fill", cut, cut)
+    return [*made, rest("further_rest", cuts[-1], cuts[-1])] if len(cuts) > 1 else made
 
 
 def _owners(target: Target, layers: Iterable[int]) -> set[int]:
