@@ -14,10 +14,10 @@ from transformers.models.gemma4.modeling_gemma4 import apply_rotary_pos_emb
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.kv_layout import KVLayout
-from pocketdraft.export.pipeline import build
+from pocketdraft.export.pipeline import build, load_models, make_steps
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.rungs import eager_pair
-from pocketdraft.export.step import Plain
+from pocketdraft.export.step import Plain, all_weights
 from pocketdraft.export.steps import early_exit
 from pocketdraft.export.tiny import EXITS_DIR, TARGET_DIR
 from pocketdraft.export.tiny.train import load
@@ -118,6 +118,16 @@ def test_int8_k_v_are_those_of_floats_within_half_a_step():
             assert own.dtype == torch.int8
             assert own.any()
             assert (own * step - wanted).abs().max() <= 0.5001 * step
+
+
+def test_no_two_exits_weights_have_one_name():
+    """Those of a name are quantized as one, and shared."""
+    models = load_models(Checkpoint.open(TARGET_DIR), Checkpoint.open(EXITS_DIR))
+    plan = Plan(TARGET_DIR, (EXITS_DIR,), Path(), FLOAT, early_exit=(2, 3, 5))
+    steps, _ = make_steps(plan, models, Plain())
+    wanted = {id(module) for step in steps for module in step.weights.values()}
+    assert {id(module) for module in all_weights(steps).values()} == wanted
+    assert {id(models.drafters["early_exit"].after(cut).mlp.down_proj) for cut in (2, 3, 5)} < wanted
 
 
 def test_where_no_skipped_layer_owns_k_v_there_is_nothing_to_fill():

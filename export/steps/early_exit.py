@@ -14,7 +14,7 @@ state that left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -41,13 +41,16 @@ STATES = "exit_states"
 
 
 class _Layers(nn.Module):
-    """Some of the target's layers. The last give logits; others their last state, and a trained exit's score of it."""
+    """Some of the target's layers. The last give logits; others their last state, and a trained exit's score of it.
+
+    `exits` is that one, if any, by the name that its weights go by.
+    """
 
     def __init__(
-        self, target: Target, layout: KVLayout, layers: range, operators: Operators, own_exit: Exit | None = None
+        self, target: Target, layout: KVLayout, layers: range, operators: Operators, exits: Mapping[str, Exit]
     ) -> None:
         super().__init__()
-        self.trunk, self.exit = target.trunk, own_exit
+        self.trunk, self.exit_name = target.trunk, _add(self, exits)
         self.written = tuple(tensor.name for tensor in layout.tensors(_owners(target, layers)))
         self.first, self.end = layers.start, layers.stop
         self.lm_head = target.lm_head if self.end == len(target.geometry.layers) else None
@@ -71,8 +74,8 @@ class _Layers(nn.Module):
         state = self.trunk.states(embeddings, per_layer_embeddings, input_pos, mask, kv, layers, exit_states)[-1]
         made = {name: kv.tensors[name] for name in self.written}
         if self.lm_head is None:
-            if self.exit is not None:
-                made["score"] = self.exit.score(state)
+            if self.exit_name:
+                made["score"] = getattr(self, self.exit_name).score(state)
             return {STATES: state, **made}
         hidden = self.trunk.norm(state)
         return {"logits": capped(self.lm_head(hidden), self.softcap), "activations": hidden, **made}
@@ -95,13 +98,21 @@ class _Fill(nn.Module):
 class _ExitHead(nn.Module):
     """What an exit, the target's norm and its head make of a state between two layers."""
 
-    def __init__(self, target: Target, own_exit: Exit | None) -> None:
+    def __init__(self, target: Target, exits: Mapping[str, Exit]) -> None:
         super().__init__()
-        self.exit = own_exit or nn.Identity()
+        self.exit_name = _add(self, exits)
         self.norm, self.lm_head, self.softcap = target.trunk.norm, target.lm_head, target.geometry.softcap
 
     def forward(self, exit_states: Tensor) -> dict[str, Tensor]:
-        return {"logits": capped(self.lm_head(self.norm(self.exit(exit_states))), self.softcap)}
+        state = getattr(self, self.exit_name)(exit_states) if self.exit_name else exit_states
+        return {"logits": capped(self.lm_head(self.norm(state)), self.softcap)}
+
+
+def _add(module: nn.Module, exits: Mapping[str, Exit]) -> str | None:
+    """The exit under its name, which comes back. Weights of one name are one: no two exits may share it."""
+    for name, own in exits.items():
+        module.add_module(name, own)
+    return next(iter(exits), None)
 
 
 def facts(target: Checkpoint, exits: Checkpoint) -> Iterator[tuple[str, object, object]]:
@@ -157,8 +168,8 @@ def steps(model: Exits | None, plan: Plan, target: Target, target_kv: KVLayout, 
     state, logits = spec(STATES, "float32", 1, 1, g.hidden), spec("logits", "float32", 1, 1, g.vocab)
     scored = [state, spec("score", "float32", 1, 1)] if model else [state]
 
-    def own(cut: int) -> Exit | None:
-        return model.after(cut) if model else None
+    def own(cut: int) -> dict[str, Exit]:
+        return {"exit" if cut == cuts[0] else f"exit_{cut}": model.after(cut)} if model else {}
 
     def step(
         role: DrafterRole,
@@ -191,7 +202,7 @@ def steps(model: Exits | None, plan: Plan, target: Target, target_kv: KVLayout, 
     def rest(role: DrafterRole, cut: int, number: int, width: int = 1) -> Step:
         layers = range(cut, len(g.layers))
         made = spec("logits", "float32", 1, width, g.vocab), spec("activations", "float32", 1, width, g.hidden)
-        return step(role, _Layers(target, layout, layers, operators), layers, resumed(width), made, number, width)
+        return step(role, _Layers(target, layout, layers, operators, {}), layers, resumed(width), made, number, width)
 
     def leave(head: DrafterRole, fill: DrafterRole, cut: int, number: int | None = None) -> Iterator[Step]:
         yield step(head, _ExitHead(target, own(cut)), (), [state], [logits], number)
