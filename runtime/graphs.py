@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 
 from .drafter_specs import Frozen
 
-PRESENT = "present."  # before the name of K/V that an ONNX graph gives back: an output cannot be called as an input
+PRESENT = "present."  # before the name of what an ONNX graph takes and gives back: see `GraphSpec.returned`
 KV_MOVER = "move_kv"  # the method of an ExecuTorch program that moves rows of K/V: sources, destinations, int64 [N]
 KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of `Manifest.kv_tensors`
 SLOTS_NAME = "param_tensor"  # int32 [1, 1, 1, 7] on GPU graphs: first slot, end, end and four zeros
@@ -80,6 +80,10 @@ class GraphSpec(Frozen):
         if self.role in ("decode", "verify"):
             return "target"
         return self.name if self.role in FURTHER else self.role
+
+    def returned(self, output: TensorSpec) -> str:
+        """An output's name in an ONNX graph, where it cannot be called as an input: K/V, an exit's state."""
+        return PRESENT + output.name if output.name in {one.name for one in self.inputs} else output.name
 
 
 class KVSteps(NamedTuple):

@@ -146,19 +146,17 @@ def _cuts(model: Exits | None, plan: Plan, target: Target) -> tuple[int, ...]:
     """The layers before each exit; so many as before the first one draft: as the plan says, else those before K/V are
     shared, else up to the middle exit.
 
-    Raises PocketdraftError for an exit that leaves no layer after it, or that was not trained.
+    Raises PocketdraftError for an exit that leaves no layer after it.
     """
     count = len(target.geometry.layers)
     own = sum(layer.owns_kv for layer in target.geometry.layers)
     trained = model.cuts if model else ()
     cuts = plan.early_exit or (own if own in trained else trained[len(trained) // 2],)
-    for cut in cuts:
-        if not 0 < cut < count:
-            raise PocketdraftError(
-                f"--early-exit is {cut}, the target has {count} layers; give a number from 1 to {count - 1}."
-            )
-        if model:
-            model.after(cut)
+    wrong = next((cut for cut in cuts if not 0 < cut < count), None)
+    if wrong is not None:
+        raise PocketdraftError(
+            f"--early-exit is {wrong}, the target has {count} layers; give a number from 1 to {count - 1}."
+        )
     return cuts
 
 
