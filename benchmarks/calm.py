@@ -188,6 +188,7 @@ def main() -> None:
                 [[excess_risk(text, *both) for text, both in zip(row[first:], whole, strict=True)] for row in texts]
             )
             curves["excess"] = measured["risk"]
+            found["full target's distance from the references"] = float(np.mean([divergence(*both) for both in whole]))
         for consistency, values in measured.items():
             own = slice(len(full) - values.shape[1], None)
             for delta in deltas:
