@@ -130,6 +130,12 @@ def test_no_two_exits_weights_have_one_name():
     assert {id(models.drafters["early_exit"].after(cut).mlp.down_proj) for cut in (2, 3, 5)} < wanted
 
 
+def test_no_onnx_graph_gives_back_by_the_name_that_it_takes():
+    """ONNX Runtime does not open it."""
+    for graph in eager_pair(Checkpoint.open(TARGET_DIR), context=96, early_exit=(1, 2)).manifest.graphs:
+        assert not {graph.returned(one) for one in graph.outputs} & {one.name for one in graph.inputs}
+
+
 def test_where_no_skipped_layer_owns_k_v_there_is_nothing_to_fill():
     manifest = eager_pair(Checkpoint.open(TARGET_DIR), context=96, early_exit=(3,)).manifest
     assert not manifest.graphs_of("exit_fill")
