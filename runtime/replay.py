@@ -97,7 +97,9 @@ def _play(engine: Engine, drafter: str, prompt: Sequence[int], drafts: int, targ
 
 
 def _left_early(engine: Engine) -> Iterator[Target]:
-    """A target that no token leaves early and one that all leave, if the bundle lets them leave at all."""
+    """A target that no token leaves early and one an exit that all leave there, if the bundle lets them at all."""
     with suppress(PocketdraftError):
-        for threshold in (NEVER, 0.0):
-            yield LeavingTarget(engine, ExitRule("gap", threshold, ROUNDS, tau=None))
+        staying = LeavingTarget(engine, ExitRule("gap", NEVER, ROUNDS, tau=None))
+        yield staying
+        for passed in range(len(staying.exits)):
+            yield LeavingTarget(engine, ExitRule("gap", 0.0, ROUNDS, tau=None), passed)

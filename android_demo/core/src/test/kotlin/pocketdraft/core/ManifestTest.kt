@@ -52,16 +52,18 @@ class ManifestTest {
 
     @Test
     fun `graphs of drafters that the phone does not run are left alone`() {
-        val manifest = read(changed {
-            val graph = getAsJsonArray("graphs")[0].deepCopy().asJsonObject
-            graph.addProperty("name", "exit_fill")
-            graph.addProperty("role", "exit_fill")
-            graph.addProperty("part", "filler")
-            getAsJsonArray("graphs").add(graph)
-            getAsJsonObject("parts").add("filler", getAsJsonObject("parts")["target"].deepCopy())
-        })
-        assertTrue(manifest.graphs.none { it.name == "exit_fill" })
-        assertTrue("filler" !in manifest.parts)
+        for (role in listOf("exit_fill", "further_exit", "further_head", "further_fill", "further_rest")) {
+            val manifest = read(changed {
+                val graph = getAsJsonArray("graphs")[0].deepCopy().asJsonObject
+                graph.addProperty("name", role)
+                graph.addProperty("role", role)
+                graph.addProperty("part", "filler")
+                getAsJsonArray("graphs").add(graph)
+                getAsJsonObject("parts").add("filler", getAsJsonObject("parts")["target"].deepCopy())
+            })
+            assertTrue(manifest.graphs.none { it.name == role })
+            assertTrue("filler" !in manifest.parts)
+        }
     }
 
     @Test
