@@ -3,10 +3,12 @@
     python benchmarks/calm.py [--work build/tiny] [--windows 24] [--tokens 48] [--cuts 3]
         [--deltas 0.1,0.2,0.3] [--constant] [--losses OUT]
 
-Every text is decoded greedily with the full target and by each measure with a row of thresholds; its risk is the
-divergence of the two outputs. The thresholds are then calibrated on half of the texts, 100 times over: how often the
-other half's mean risk stays within delta, at what threshold, and at what cost. Texts are `prompts.jsonl`'s and, with
---work (`tiny/train.py`'s folder), windows of the held-out corpus.
+Every text is decoded greedily with the full target and by each measure with a row of thresholds; its textual risk is
+the divergence of the two outputs. The thresholds are then calibrated on half of the texts, 100 times over: how often
+the other half's mean risk stays within delta, at what threshold, and at what cost. Texts are `prompts.jsonl`'s and,
+with --work (`tiny/train.py`'s folder, of which `prepare`'s files are enough), windows of the held-out corpus. How these
+go on there is their reference: on them excess risk is measured too, how much farther from it the early output is than
+the full one.
 
 Costs are a token's mean: `layers` that ran, and `weights` read over those that a full pass reads (layers and head).
 The gap asks the MLP and the head of every exit that is tried, the classifier a row, the cosine (of the states before
@@ -43,7 +45,20 @@ from pocketdraft.export.tiny.corpus import DOMAINS
 from pocketdraft.export.tiny.train import load
 from pocketdraft.export.tiny.train_exits import exit_logits
 from pocketdraft.export.tiny.training import Batches
-from pocketdraft.runtime.calm import NEVER, TAU, ExitRule, Measure, calibrate, cosine, divergence, gap, probability
+from pocketdraft.runtime.calm import (
+    NEVER,
+    RISKS,
+    TAU,
+    Consistency,
+    ExitRule,
+    Measure,
+    calibrate,
+    cosine,
+    divergence,
+    excess_risk,
+    gap,
+    probability,
+)
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.text import Tokenizer
 
@@ -146,13 +161,14 @@ def main() -> None:
     exits, places = load_drafter(Checkpoint.open(chosen.exits), make_target(target.config))
     load_weights(places, exits)
     cuts = sorted(map(int, chosen.cuts.split(","))) if chosen.cuts else exits.cuts
-    prompts = gather(chosen.work, chosen.windows)
+    prompts, references = gather(chosen.work, chosen.windows, chosen.tokens)
     stop = target.config.eos_token_id
     deltas = [float(delta) for delta in chosen.deltas.split(",")]
     tau = None if chosen.constant else TAU
     risks: dict[str, Floats] = {}
     found: dict[str, Any] = {}
-    print("| measure | delta | threshold | layers | weights read | held-out risk | held in |\n|" + " --- |" * 7)
+    true = [until(text, stop) for text in references.numpy()]
+    print("| measure | risk | delta | threshold | layers | weights read | held-out risk | held in |\n|" + " --- |" * 8)
     for measure in get_args(Measure):
         rules = [ExitRule(measure, threshold, chosen.tokens, tau) for threshold in (NEVER, *THRESHOLDS)]
         decoder = Decoder(target, exits, cuts, measure)
@@ -161,28 +177,42 @@ def main() -> None:
             np.concatenate([getattr(part, name) for part in parts], 1) for name in ("tokens", "layers", "weights")
         )
         full = [until(text, stop) for text in tokens[0]]
-        risks[measure] = np.array(
-            [[divergence(until(t, stop), f) for t, f in zip(row, full, strict=True)] for row in tokens]
-        )
-        for delta in deltas:
-            found[f"{measure}, {delta:g}"] = resample(rules, risks[measure], layers, weights, prompts.tolist(), delta)
-            print(f"| {measure} | {delta:g} | {row_of(found[f'{measure}, {delta:g}'])} |", flush=True)
+        texts = [[until(text, stop) for text in row] for row in tokens]
+        risks[measure] = np.array([[divergence(*both) for both in zip(row, full, strict=True)] for row in texts])
         curves = {"risk": risks[measure], "layers": layers, "weights": weights}
+        measured: dict[Consistency, Floats] = {"textual": risks[measure]}
+        if true:  # of the last texts
+            first = len(full) - len(true)
+            whole = list(zip(full[first:], true, strict=True))
+            measured["risk"] = np.array(
+                [[excess_risk(text, *both) for text, both in zip(row[first:], whole, strict=True)] for row in texts]
+            )
+            curves["excess"] = measured["risk"]
+            found["full target's distance from the references"] = float(np.mean([divergence(*both) for both in whole]))
+        for consistency, values in measured.items():
+            own = slice(len(full) - values.shape[1], None)
+            for delta in deltas:
+                made = resample(
+                    rules, values, layers[:, own], weights[:, own], prompts[own].tolist(), delta, consistency
+                )
+                found[f"{measure}, {consistency}, {delta:g}"] = made
+                print(f"| {measure} | {RISKS[consistency]} | {delta:g} | {row_of(made)} |", flush=True)
         found[measure] = {name: np.round(values[1:].mean(1), 4).tolist() for name, values in curves.items()}
     if chosen.losses:
         write_losses(chosen.losses, risks, chosen)
     print(json.dumps({"texts": len(prompts), "thresholds": THRESHOLDS, **found}))
 
 
-def gather(work: Path | None, windows: int) -> Tensor:
-    """int64 [N, PROMPT]."""
+def gather(work: Path | None, windows: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """int64 [N, PROMPT], and how the last of them go on: [M, tokens]."""
     tokenizer = Tokenizer(TARGET_DIR / "tokenizer.json", None)
     texts = [torch.tensor(tokenizer.encode(prompt.text)[:PROMPT]) for prompt in read_prompts(PROMPTS_FILE)]
     rows = torch.stack([text for text in texts if len(text) == PROMPT])
     if work is None:
-        return rows
+        return rows, rows[:0]
     held_out = Batches(work, "held_out", 2)
-    return torch.cat([rows, *(held_out.draw(windows, PROMPT, domain) for domain in DOMAINS)])
+    drawn = torch.cat([held_out.draw(windows, PROMPT + tokens, domain) for domain in DOMAINS])
+    return torch.cat([rows, drawn[:, :PROMPT]]), drawn[:, PROMPT:]
 
 
 def until(text: Ints, stop: int) -> list[int]:
@@ -191,14 +221,20 @@ def until(text: Ints, stop: int) -> list[int]:
 
 
 def resample(
-    rules: Sequence[ExitRule], risks: Floats, layers: Floats, weights: Floats, texts: list[list[int]], delta: float
+    rules: Sequence[ExitRule],
+    risks: Floats,
+    layers: Floats,
+    weights: Floats,
+    texts: list[list[int]],
+    delta: float,
+    consistency: Consistency,
 ) -> dict[str, Any]:
     """Calibrates on one half of the texts, SPLITS times, and looks at the other. All arrays [R, N], row 0 is NEVER."""
     random, rows = np.random.default_rng(0), []
     for _ in range(SPLITS):
         order = random.permutation(len(texts))
         ours, others = order[: len(texts) // 2], order[len(texts) // 2 :]
-        one = calibrate(rules[1:], risks[1:, ours], [texts[index] for index in ours], delta)
+        one = calibrate(rules[1:], risks[1:, ours], [texts[index] for index in ours], delta, consistency=consistency)
         at = 0 if one.rule.never else rules.index(one.rule)
         held_out = [float(values[at, others].mean()) for values in (risks, layers, weights)]
         rows.append((one.rule.threshold, one.rule.never, *held_out))

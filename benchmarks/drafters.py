@@ -23,13 +23,14 @@ from transformers.generation.streamers import BaseStreamer
 
 from pocketdraft.export import distil
 from pocketdraft.export import heads as mtp_heads
+from pocketdraft.export.adapt import NEW_TOKENS
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.distil import Teacher, count_rounds, teach
 from pocketdraft.export.hf_compat import patch_transformers
 from pocketdraft.export.tiny import DRAFT_MODEL_DIR, DRAFTER_DIR, MTP_HEADS_DIR, PROMPTS_FILE, TARGET_DIR
 from pocketdraft.export.tiny import train_draft_model as draft_model
 from pocketdraft.export.tiny.train import load
-from pocketdraft.export.written import NEW_TOKENS, Writer
+from pocketdraft.export.written import Writer
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.stats import Stats
 from pocketdraft.runtime.text import Tokenizer
@@ -56,7 +57,7 @@ def main() -> None:
     by_domain: dict[str, list[list[int]]] = {}
     for prompt in read_prompts(PROMPTS_FILE, chosen.per_domain):
         by_domain.setdefault(prompt.domain, []).append(tokenizer.encode(prompt.text))
-    writer = Writer(target, target.config.max_position_embeddings, tokens.stop)
+    writer = Writer(target, target.config.max_position_embeddings, NEW_TOKENS, tokens.stop)
 
     found: dict[str, Any] = {}
     for domain, prompts in by_domain.items():

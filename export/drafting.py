@@ -105,7 +105,7 @@ def describe(plan: Plan, target: Target, drafters: Mapping[str, nn.Module]) -> D
 
 def _with_exits(plan: Plan, drafters: Mapping[str, nn.Module]) -> Mapping[str, nn.Module | None]:
     """A target may be left early without a checkpoint for it."""
-    return drafters if plan.early_exit is None else {"early_exit": None, **drafters}
+    return drafters if not plan.early_exit else {"early_exit": None, **drafters}
 
 
 def _file(kind: str) -> Kind:

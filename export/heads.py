@@ -58,9 +58,9 @@ def head_config(target: PretrainedConfig) -> MtpHeadsConfig:
 
 
 def untrained(config: MtpHeadsConfig, target: PreTrainedModel) -> MtpLayer:
-    """Random, but for the norm before the target's head, which expects this scale."""
+    """Random, but for the norm before the target's head, which expects this scale. Where the target is."""
     torch.manual_seed(0)
-    head = new_head(config).train()
+    head = new_head(config).to(target.device).train()
     with torch.no_grad():
         head.post_norm.weight.copy_(text_model(target).norm.weight)
     return head
@@ -72,10 +72,11 @@ def unroll(head: MtpLayer, teacher: Teacher, depth: int, count: int) -> Iterator
     Draft 0 is fed the target's hidden state; draft k > 0 the state before it and the text's token p + 1 + k, and sees
     the K/V of rows 0..p and of its own drafts.
     """
-    rows, cache, state = torch.arange(count), DynamicCache(), teacher.hidden[:, :count]
-    past = torch.zeros(count, count).masked_fill(rows[None] > rows[:, None], MASKED)
-    own = torch.full((count, count), MASKED).fill_diagonal_(0.0)
-    rotary = Qwen3RotaryEmbedding(head.config)
+    cache, state = DynamicCache(), teacher.hidden[:, :count]
+    with teacher.tokens.device:
+        rows, rotary = torch.arange(count), Qwen3RotaryEmbedding(head.config)
+        past = torch.zeros(count, count).masked_fill(rows[None] > rows[:, None], MASKED)
+        own = torch.full((count, count), MASKED).fill_diagonal_(0.0)
     for k in range(depth):
         state = head(
             teacher.embed(rows + 1 + k),
@@ -97,10 +98,11 @@ def head_loss(
     takes most of the time. What lies beyond a text's `lengths` [B] weighs nothing.
     """
     texts, length = teacher.tokens.shape
-    loss, total, count = torch.zeros(()), 0.0, length - depth
-    rows = torch.arange(count) if rows is None else rows
-    lengths = torch.full((texts,), length) if lengths is None else lengths
-    weight = torch.ones(texts, len(rows))
+    total, count = 0.0, length - depth
+    with teacher.tokens.device:
+        rows = torch.arange(count) if rows is None else rows
+        lengths = torch.full((texts,), length) if lengths is None else lengths
+        loss, weight = torch.zeros(()), torch.ones(texts, len(rows))
     for k, state in enumerate(unroll(head, teacher, depth, count)):
         wanted = teacher.logits(rows + k + 1)
         weight = weight * (rows + k + 1 < lengths[:, None])
@@ -125,9 +127,10 @@ def accepted(head: MtpLayer, teacher: Teacher, drafts: int, drafted: Tensor | No
     `drafted` [M] are the tokens that can be, None being all of them.
     """
     padded = replace(teacher, tokens=pad(teacher.tokens, (0, drafts), value=PADDING))
-    rows = torch.arange(teacher.tokens.shape[1] - 1)
+    count = teacher.tokens.shape[1] - 1
+    rows = torch.arange(count, device=teacher.tokens.device)
     matches = []
-    for k, state in enumerate(unroll(head, padded, drafts, len(rows))):
+    for k, state in enumerate(unroll(head, padded, drafts, count)):
         scores = logits(teacher, state)
         best = scores.argmax(-1) if drafted is None else drafted[scores[..., drafted].argmax(-1)]
         matches.append(best == padded.tokens[:, rows + k + 2])
@@ -142,8 +145,8 @@ def checkpoint_name(name: str) -> str:
 
 def own_head(target: PreTrainedModel, drafted: Tensor) -> dict[str, Tensor]:
     """The target's head for the tokens `drafted` [M] only, under the names of a checkpoint."""
-    rows = torch.full((target.config.vocab_size,), len(drafted))
-    rows[drafted] = torch.arange(len(drafted))
+    rows = torch.full((target.config.vocab_size,), len(drafted), device=drafted.device)
+    rows[drafted] = torch.arange(len(drafted), device=drafted.device)
     return {"mtp.lm_head.weight": target.lm_head.weight[drafted].to(torch.bfloat16), "mtp.token_rows": rows}
 
 

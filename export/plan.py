@@ -46,10 +46,10 @@ class Plan:
     """`context` counts cache slots. `verify` are widths T (drafts + 1), the first being LiteRT-LM's own.
 
     `drafters` are checkpoints' folders, one of a kind, or none. With `early_exit` the target's first so many layers
-    draft as well. Of an MTP drafter, `head` "auto" takes the centroid head where the checkpoint has one and the device
-    runs it, and `position` is the convention that it was trained with (see `runtime.drafter_specs.MTPSpec`);
-    transformers and Google's use "pending". `lora` and `drafter_lora` are adapters' folders, merged in their order into
-    the target and into the first drafter. `max_memory` is in bytes.
+    draft as well, and a token may leave after each number. Of an MTP drafter, `head` "auto" takes the centroid head
+    where the checkpoint has one and the device runs it, and `position` is the convention that it was trained with (see
+    `runtime.drafter_specs.MTPSpec`); transformers and Google's use "pending". `lora` and `drafter_lora` are adapters'
+    folders, merged in their order into the target and into the first drafter. `max_memory` is in bytes.
     """
 
     target: Path
@@ -68,7 +68,7 @@ class Plan:
     drafter_lora: tuple[Path, ...] = ()
     cache: Cache = field(default_factory=Cache.default)
     max_memory: float | None = None
-    early_exit: int | None = None
+    early_exit: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.out.suffix == ".litertlm" and self.backend != "litert":
@@ -85,6 +85,11 @@ class Plan:
         for name, widths in (("prefill", self.prefill), ("verify", self.verify)):
             if not widths or len(set(widths)) != len(widths) or min(widths) < 1:
                 raise PocketdraftError(f"--{name} is {list(widths)}; give distinct positive widths.")
+        if list(self.early_exit) != sorted(set(self.early_exit)):
+            raise PocketdraftError(
+                f"--early-exit is {','.join(map(str, self.early_exit))}; give rising numbers: a token that does not "
+                "leave after the first goes on to the next."
+            )
         if min(self.verify) < 2:
             raise PocketdraftError(
                 "--verify has width 1, which is `decode`; a verify width is drafts + 1, so 2 or more."

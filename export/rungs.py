@@ -74,7 +74,7 @@ def rungs(
 
 
 def eager_pair(
-    target: Checkpoint, *drafters: Checkpoint, context: int, drafts: int = 4, early_exit: int | None = None
+    target: Checkpoint, *drafters: Checkpoint, context: int, drafts: int = 4, early_exit: tuple[int, ...] = ()
 ) -> EagerEngine:
     """Float steps as an engine in torch, without a bundle: for checkpoints that are still to change.
 
@@ -130,5 +130,5 @@ def plan_of(manifest: Manifest, target: Path, drafters: Sequence[Path]) -> Plan:
         head=mtp.head if mtp else "auto",
         position=mtp.position if mtp else "pending",
         kv="int8" if any(layer.steps for layer in manifest.kv) else "float32",
-        early_exit=early_exit.layers if early_exit else None,
+        early_exit=(early_exit.layers, *early_exit.further) if early_exit else (),
     )

@@ -3,8 +3,8 @@
     python -m pocketdraft.export.smollm2_head --target build/smollm2 --out build/smollm2-head --write 60 --train 60
 
 An instruct model that is given no more than the start of a user's turn writes the question too (Xu et al., Magpie,
-arXiv 2406.08464). Questions are drawn, answers are greedy. What was written is kept beside the head: the next call adds
-to it, or with `--write 0` only trains anew.
+arXiv 2406.08464). Questions are drawn, answers are greedy. What was written is kept beside the head, in OUT.texts: the
+next call adds to it, or with `--write 0` only trains anew. On a GPU (`--device cuda`) minutes do.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -37,75 +37,78 @@ from .written import Text, Writer
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 USER = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
 ASSISTANT = "\n<|im_start|>assistant\n"
-CONTEXT = 256  # tokens of a text
-QUESTIONS, TEMPERATURE = 64, 0.8  # at once; colder than Magpie's, for a model that small
-HELD_OUT = 24
-TEXTS, ROWS, DEPTH = 4, 96, 3  # of a step: texts, rows of each that are learned from, drafts unrolled
+CONTEXT, NEW_TOKENS = 512, 256  # of a text; of a question or of an answer
+TEMPERATURE = 0.8  # of questions; colder than Magpie's, for a model that small
+# What some of the questions begin with: left alone the model asks for few of these.
+BEGINNINGS = (
+    "Correct the spelling: ",
+    "Rewrite this text: ",
+    "Summarize: ",
+    "Read the text, then answer. Text: ",
+    "Write a function that ",
+    "Write a list of ",
+    "Translate: ",
+)
+HELD_OUT = 24  # texts, the first ones
+ROWS, DEPTH = 96, 3  # of each text of a step: rows that are learned from, drafts unrolled
 DRAFTS = 4  # a round, where acceptance is told
 DRAFTED = 8192  # tokens: the most frequent ones. Reading the target's head, for all 49,152, takes most of a draft
+Device = Literal["cpu", "cuda"]
+QUESTIONS: dict[Device, int] = {"cpu": 64, "cuda": 2048}  # at once
+TEXTS: dict[Device, int] = {"cpu": 2, "cuda": 32}  # of a step
 
 
-@dataclass(frozen=True)
-class Written:
-    """Texts to learn from, and those to be measured on."""
-
-    practice: list[Text]
-    exam: list[Text]
-
-    def to_json(self) -> str:
-        """Of each text its tokens, how many of them were given, and the budget."""
-
-        def rows(texts: list[Text]) -> list[tuple[list[int], int, int]]:
-            return [(text.tokens.tolist(), text.prompt, text.budget) for text in texts]
-
-        return json.dumps({"practice": rows(self.practice), "exam": rows(self.exam)})
-
-    @staticmethod
-    def read(path: Path) -> Written:
-        rows = json.loads(path.read_text())
-        texts = {name: [Text(torch.tensor(tokens), *more) for tokens, *more in rows[name]] for name in rows}
-        return Written(**texts)
+def read(kept: Path) -> list[Text]:
+    """What was written before, in that order."""
+    rows = [row for file in sorted(kept.glob("*.json")) for row in json.loads(file.read_text())]
+    return [Text(torch.tensor(tokens), prompt, budget) for tokens, prompt, budget in rows]
 
 
-def answered(writer: Writer, tokenizer: Tokenizer, until: float) -> list[Text]:
+def keep(kept: Path, texts: list[Text]) -> None:
+    """As one file more: of each text its tokens, how many of them were given, and the budget."""
+    kept.mkdir(parents=True, exist_ok=True)
+    rows = [(text.tokens.tolist(), text.prompt, text.budget) for text in texts]
+    write_whole(kept / f"{len(list(kept.glob('*.json'))):05}.json", json.dumps(rows))
+
+
+def answered(writer: Writer, tokenizer: Tokenizer, questions: int, until: float) -> list[Text]:
     """Texts of a question and its answer; none where no question came to its end."""
-    start, turn = tokenizer.encode(USER), tokenizer.encode(ASSISTANT)
-    asked = writer.write([start] * QUESTIONS, TEMPERATURE, until)
+    begun = [tokenizer.encode(USER + beginning) for beginning in ("", "", "", *BEGINNINGS)]
+    turn = tokenizer.encode(ASSISTANT)
+    asked = writer.write([begun[index % len(begun)] for index in range(questions)], TEMPERATURE, until)
     whole = [text.tokens.tolist() + turn for text in asked if int(text.tokens[-1]) in writer.stop]
     return writer.write(whole, 0.0, until) if whole else []
 
 
-def write(writer: Writer, tokenizer: Tokenizer, until: float, kept: Path) -> Written:
+def write(writer: Writer, tokenizer: Tokenizer, questions: int, until: float, kept: Path) -> list[Text]:
     """What was written before, and more until that time, of `time.monotonic`. Kept after each batch.
 
-    Raises PocketdraftError where that is too short for more texts than are held out.
+    Raises PocketdraftError where those are no more texts than are held out.
     """
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    written = Written.read(kept) if kept.exists() else Written([], [])
+    texts = read(kept)
     while time.monotonic() < until:
-        texts = answered(writer, tokenizer, until)
-        (written.exam if len(written.exam) < HELD_OUT else written.practice).extend(texts)
-        tokens = sum(len(text.tokens) for text in written.practice)
-        print(f"{len(written.practice)} texts of {tokens} tokens", flush=True)
-        write_whole(kept, written.to_json())
-    if not written.practice:
+        if more := answered(writer, tokenizer, questions, until):
+            keep(kept, more)
+        texts += more
+        print(f"{len(texts)} texts of {sum(len(text.tokens) for text in texts)} tokens", flush=True)
+    if len(texts) <= HELD_OUT:
         raise PocketdraftError(
-            f"The target wrote {len(written.exam)} texts in that time, the first {HELD_OUT} are held out to measure "
-            "with; give more minutes to --write."
+            f"The target wrote {len(texts)} texts in that time, the first {HELD_OUT} are held out to measure with; "
+            "give more minutes to --write."
         )
-    return written
+    return texts
 
 
-def train(target: PreTrainedModel, texts: list[Text], until: float) -> MtpLayer:
+def train(target: PreTrainedModel, texts: list[Text], at_once: int, until: float) -> MtpLayer:
     head, random = untrained(head_config(target.config), target), torch.Generator().manual_seed(1)
     optimizer, index, start, done = Optimizer(head), 0, time.monotonic(), 0.0
     while done < 1:
-        chosen = [texts[int(one)] for one in torch.randint(0, len(texts), (TEXTS,), generator=random)]
+        chosen = [texts[int(one)] for one in torch.randint(0, len(texts), (at_once,), generator=random)]
         lengths = torch.tensor([len(text.tokens) for text in chosen])
-        teacher = teach(target, pad_sequence([text.tokens for text in chosen], batch_first=True))
-        most = int(lengths.max()) - DEPTH
-        rows = torch.randperm(most, generator=random)[:ROWS].sort().values
-        loss = head_loss(head, teacher, DEPTH, rows, lengths)
+        tokens = pad_sequence([text.tokens for text in chosen], batch_first=True)
+        rows = torch.randperm(int(lengths.max()) - DEPTH, generator=random)[:ROWS].sort().values
+        teacher, device = teach(target, tokens.to(target.device)), target.device
+        loss = head_loss(head, teacher, DEPTH, rows.to(device), lengths.to(device))
         loss.backward()
         optimizer.step(index, done)
         index, done = index + 1, min(1.0, (time.monotonic() - start) / max(until - start, 1e-6))
@@ -124,7 +127,7 @@ def measure(target: PreTrainedModel, head: MtpLayer, exam: list[Text], drafted: 
     """The rounds that the draft-verify loop makes of these texts."""
     stats = Stats()
     for text in exam:
-        counts = accepted(head, teach(target, text.tokens[None]), DRAFTS, drafted)[0]
+        counts = accepted(head, teach(target, text.tokens[None].to(target.device)), DRAFTS, drafted)[0]
         count_rounds(counts[text.prompt - 1 :].tolist(), text.prompt, text.budget, DRAFTS, stats)
     return stats
 
@@ -135,21 +138,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--write", type=float, default=60.0, help="minutes")
     parser.add_argument("--train", type=float, default=60.0, help="minutes")
+    parser.add_argument("--device", choices=get_args(Device), default="cpu")
     chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise PocketdraftError("--device is cuda, torch sees no CUDA device; give --device cpu.")
     torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_float32_matmul_precision("high")
     checkpoint = Checkpoint.open(chosen.target)
-    target = load_model(checkpoint, torch.bfloat16, "sdpa").requires_grad_(False)
-    special = checkpoint.tokens()
-    tokenizer, writer = Tokenizer(checkpoint.tokenizer_file, special.bos), Writer(target, CONTEXT, special.stop)
-    kept = chosen.out.with_suffix(".texts.json")
-    texts = write(writer, tokenizer, time.monotonic() + 60 * chosen.write, kept)
-    head = train(target, texts.practice, time.monotonic() + 60 * chosen.train)
-    drafted = frequent(texts.practice, target.config.vocab_size, DRAFTED)
+    target = load_model(checkpoint, torch.bfloat16, "sdpa").requires_grad_(False).to(chosen.device)
+    special, kept = checkpoint.tokens(), chosen.out.with_suffix(".texts")
+    tokenizer = Tokenizer(checkpoint.tokenizer_file, special.bos)
+    writer = Writer(target, CONTEXT, NEW_TOKENS, special.stop)
+    texts = write(writer, tokenizer, QUESTIONS[chosen.device], time.monotonic() + 60 * chosen.write, kept)
+    exam, practice = texts[:HELD_OUT], texts[HELD_OUT:]
+    head = train(target, practice, TEXTS[chosen.device], time.monotonic() + 60 * chosen.train)
+    drafted = frequent(practice, target.config.vocab_size, DRAFTED).to(chosen.device)
     for what, tokens in {"all tokens": None, f"the {DRAFTED} most frequent": drafted}.items():
-        stats = measure(target, head, texts.exam, tokens)
+        stats = measure(target, head, exam, tokens)
         shares = ", ".join(f"{share:.2f}" for share in stats.conditional_acceptance_by_position())
         print(f"{stats.accepted_per_round:.2f} of {DRAFTS} drafts a round on held-out answers, of {what} ({shares})")
-    save_head(head, head_config(target.config), chosen.out, own_head(target, drafted))
+    save_head(head.cpu(), head_config(target.config), chosen.out, own_head(target, drafted))
 
 
 if __name__ == "__main__":

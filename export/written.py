@@ -15,7 +15,6 @@ from pocketdraft.runtime.stats import Stats
 
 from .distil import Teacher, replay, teach
 
-NEW_TOKENS = 128  # after a prompt, where the context has room for them
 AT_ONCE = 64
 Prompt = list[int]
 
@@ -31,10 +30,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Writer:
-    """`context` bounds prompt and text together, in tokens; one of `stop` ends a text."""
+    """Writes up to `new_tokens` after a prompt, where the `context` has room for them; one of `stop` ends a text."""
 
     target: PreTrainedModel
     context: int
+    new_tokens: int
     stop: tuple[int, ...]
 
     def write(self, prompts: Sequence[Prompt], temperature: float, until: float) -> list[Text]:
@@ -52,7 +52,7 @@ class Writer:
             output = self.target.generate(
                 torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(visible, device=device),
-                max_new_tokens=NEW_TOKENS,
+                max_new_tokens=self.new_tokens,
                 max_time=max(0.0, until - time.monotonic()),
                 eos_token_id=list(self.stop) or None,
                 pad_token_id=0,

@@ -25,6 +25,7 @@ Measure = Literal["gap", "cosine", "classifier"]
 Consistency = Literal["textual", "risk"]
 NEVER = 1.0  # the threshold of a rule that never exits
 TAU = 4.0  # the paper's choice
+RISKS: dict[Consistency, str] = {"textual": "textual risk", "risk": "excess risk"}
 
 
 # --- how sure an exit is, 0 to 1
@@ -145,7 +146,7 @@ class Calibration:
 
     @property
     def sentence(self) -> str:
-        how = f"{self.consistency} risk <= {self.delta:g} with probability {1 - self.epsilon:g}, {self.texts} texts"
+        how = f"{RISKS[self.consistency]} <= {self.delta:g} with probability {1 - self.epsilon:g}, {self.texts} texts"
         if self.rule.never:
             return f"No threshold of {self.rule.measure} was certified ({how}): no token exits early."
         return f"{self.rule.measure} > {self.rule.threshold:g} was certified ({how}; measured {self.risk:.3f})."

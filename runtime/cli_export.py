@@ -87,7 +87,7 @@ def export(
         lora=tuple(lora or ()),
         drafter_lora=tuple(drafter_lora or ()),
         max_memory=gigabytes(max_memory),
-        early_exit=early_exit,
+        early_exit=numbers("--early-exit", early_exit) if early_exit is not None else (),
     )
     if recipe == OWN:
         from pocketdraft.export.own_recipe import with_own_recipe
@@ -155,7 +155,7 @@ def plan(
             head=head,
             kv=kv,
             max_memory=gigabytes(max_memory),
-            early_exit=early_exit,
+            early_exit=numbers("--early-exit", early_exit) if early_exit is not None else (),
         )
         found = estimate(wanted, *configs)
         if max_memory is not None:

@@ -134,7 +134,8 @@ def run(
     }
     if leaving:
         result["calm"] = {
-            "left_early": round(leaving.left / max(1, leaving.asked), 3),
+            "left_early": round(sum(leaving.shares.values()), 3),
+            "left_at": {layers: round(share, 3) for layers, share in leaving.shares.items()},
             "divergence": round(divergence(drafted, plain_tokens), 3),
             **asdict(_certified(engine)),
         }

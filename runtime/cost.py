@@ -129,23 +129,23 @@ class Times:
         """Of those remembered, the ones that verified no draft."""
         return len(next(iter(self._verify.values()), ()))
 
-    def cost(self) -> RoundCost | None:
-        """Lower quartiles: a graph that has not run for a while finds its weights out of the caches, and is slower
-        than if it were used all along. A width that has not run lies between its neighbours. None until a draft was
-        timed."""
-        known = {width: _lower(times) for width, times in self._verify.items() if times}
+    def cost(self, quantile: float = 0.25) -> RoundCost | None:
+        """A lower quartile: a graph that has not run for a while finds its weights out of the caches, and is slower
+        than if it were used all along. The median tells what it takes as it is used. A width that has not run lies
+        between its neighbours. None until a draft was timed."""
+        known = {width: _ranked(times, quantile) for width, times in self._verify.items() if times}
         if not known or not self._draft:
             return None
         verify = np.interp(list(self._verify), list(known), list(known.values()))
         return RoundCost(
             tuple(zip(self._verify, verify.tolist(), strict=True)),
-            _lower(self._draft),
-            _lower(self._host),
+            _ranked(self._draft, quantile),
+            _ranked(self._host, quantile),
         )
 
 
-def _lower(times: Sequence[float]) -> float:
-    return sorted(times)[len(times) // 4]
+def _ranked(times: Sequence[float], quantile: float) -> float:
+    return sorted(times)[int(len(times) * quantile)]
 
 
 def expected_tokens(chances: Sequence[float], drafts: int | None = None) -> float:

@@ -115,7 +115,11 @@ class Confident:
         return own
 
     def next(self, stats: Stats) -> int:
-        rounds, experience = stats.rounds, self.experience
+        experience = self.experience
+        if self._off and 0 < experience.idle < experience.probe_after:
+            experience.idle += 1
+            return 0
+        rounds = stats.rounds
         if self.cost is None and experience.times.plain_rounds < PLAIN_FIRST:
             return 0
         if rounds >= self._learn_at or (self._off and experience.idle == 0):
@@ -125,7 +129,7 @@ class Confident:
             return self.longest
         probes = experience.idle >= experience.probe_after
         experience.idle = 0 if probes else experience.idle + 1
-        return min(self.longest, int(probes))
+        return self.longest if probes else 0  # of which the schedule has the first made: more, where that is so sure
 
     def enough(self, confidences: Sequence[float]) -> bool:
         return self._schedule is not None and self._schedule.enough(confidences)
@@ -153,16 +157,18 @@ class Confident:
         self._schedule, experience.rate = schedule(cost, judged, self.longest, rate)
         experience.schedule, experience.unlearnt = self._schedule, 0.0
         self._off = not self._schedule.longest
-        # The less is known, the sooner it is tried again: a wrong verdict grows unlikely fast.
-        extra = cost.seconds(min(1, cost.longest)) / cost.seconds(0) - 1
+        # The less is known, the sooner it is tried again: a wrong verdict grows unlikely fast. A try finds its graphs
+        # cold, and so takes longer than a draft where drafting goes on.
+        cold = self._cost(0.5) or cost
+        extra = cold.seconds(min(1, cold.longest)) / cold.seconds(0) - 1
         experience.probe_after = int(extra * min(1 / PROBE_SHARE, experience.judged.sum() ** 2 / UNSURE))
 
-    def _cost(self) -> RoundCost | None:
+    def _cost(self, quantile: float = 0.25) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):
             return self.cost
         if self.cost is not None:
             return RoundCost.flat(self.cost, self.longest)
-        return self.experience.times.cost()
+        return self.experience.times.cost(quantile)
 
 
 Drafts: TypeAlias = int | Scheduled | Confident

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from .errors import PocketdraftError
 
@@ -19,6 +19,11 @@ class Spec(Frozen):
     """Of one kind of drafter. Its graphs have these `roles`, each at least once."""
 
     roles: ClassVar[tuple[str, ...]]
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The roles of all graphs that the bundle must have for it."""
+        return self.roles
 
 
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -54,15 +59,30 @@ class DFlashSpec(Spec):
 class EarlyExitSpec(Spec):
     """The target's first `layers` layers draft, the others verify.
 
-    Where one of the others owns K/V, a graph `exit_fill` makes them for a token that skips it.
+    Where one of the others owns K/V, a graph `exit_fill` makes them for a token that skips it. A token that does not
+    leave after `layers` may do so after each of `further`, rising: see `export/steps/early_exit.py`.
     """
 
     roles = ("exit_draft", "exit_head", "exit_verify")
     layers: PositiveInt
+    further: tuple[PositiveInt, ...] = ()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return (*self.roles, *(("further_exit", "further_head", "further_rest") if self.further else ()))
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """With one exit, what runtimes that know of no other can read."""
+        made: dict[str, object] = handler(self)
+        if not self.further:
+            del made["further"]
+        return made
 
 
 class MTPHeadsSpec(Spec):
-    """Native MTP heads, decoder layers of their own with K/V: head i drafts the i-th token, the last one all others."""
+    """Native MTP heads, decoder layers of their own with K/V: head i of several drafts the i-th token and a round has
+    no more; a single one drafts all."""
 
     roles = ("mtp_heads", "head")
     heads: PositiveInt

@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 
 from .drafter_specs import Frozen
 
-PRESENT = "present."  # before the name of K/V that an ONNX graph gives back: an output cannot be called as an input
+PRESENT = "present."  # before the name of what an ONNX graph takes and gives back: see `GraphSpec.returned`
 KV_MOVER = "move_kv"  # the method of an ExecuTorch program that moves rows of K/V: sources, destinations, int64 [N]
 KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of `Manifest.kv_tensors`
 SLOTS_NAME = "param_tensor"  # int32 [1, 1, 1, 7] on GPU graphs: first slot, end, end and four zeros
@@ -21,6 +21,10 @@ DrafterRole = Literal[
     "exit_fill",
     "exit_head",
     "exit_verify",
+    "further_exit",
+    "further_head",
+    "further_fill",
+    "further_rest",
     "mtp_heads",
     "model_prefill",
     "model_decode",
@@ -28,6 +32,7 @@ DrafterRole = Literal[
     "model_embed_per_layer",
 ]
 Role = TargetRole | DrafterRole
+FURTHER = ("further_exit", "further_head", "further_fill", "further_rest")  # roles of graphs of exits after the first
 PartName = Literal[
     "target",
     "embedder",
@@ -67,9 +72,26 @@ class GraphSpec(Frozen):
     outputs: tuple[TensorSpec, ...]
 
     @property
+    def head(self) -> int:
+        """Which of several native MTP heads it is of: K/V of its drafter's layer of that number are what it takes."""
+        kv = next((tensor.name for tensor in self.inputs if tensor.is_kv), "") if self.role == "mtp_heads" else ""
+        return int(kv.rpartition("_")[2] or 0)
+
+    @property
     def family(self) -> str:
-        """Graphs that differ in width only. Where widths are symbolic (ExecuTorch, ONNX), a family is one graph."""
-        return "target" if self.role in ("decode", "verify") else self.role
+        """Graphs that differ in width only. Where widths are symbolic (ExecuTorch, ONNX), a family is one graph.
+
+        Those of several native heads differ in their head, those of further exits in layers: each of these is alone.
+        """
+        if self.role in ("decode", "verify"):
+            return "target"
+        if self.role in FURTHER:
+            return self.name
+        return f"{self.role}_{self.head}" if self.head else self.role
+
+    def returned(self, output: TensorSpec) -> str:
+        """An output's name in an ONNX graph, where it cannot be called as an input: K/V, an exit's state."""
+        return PRESENT + output.name if output.name in {one.name for one in self.inputs} else output.name
 
 
 class KVSteps(NamedTuple):

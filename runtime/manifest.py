@@ -234,7 +234,7 @@ def _check_consistency(path: Path, manifest: Manifest) -> None:
                 f"{path} places {name} up to byte {end} of {part.file}, which has {size}; export again."
             )
     specs = [getattr(manifest.drafters, kind) for kind in manifest.drafters.kinds]
-    for role in ("embed", "prefill", "decode", "verify", *(role for spec in specs for role in spec.roles)):
+    for role in ("embed", "prefill", "decode", "verify", *(role for spec in specs for role in spec.needed)):
         if not manifest.graphs_of(role):
             raise PocketdraftError(f"{path} has no {role} graph; export the bundle again.")
     missing = next((graph for graph in manifest.graphs if graph.part not in manifest.parts), None)

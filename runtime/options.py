@@ -26,7 +26,9 @@ Drafters = Annotated[
         help="Drafter checkpoint; may be repeated. Without --target, one of the embedded target's by kind, or all.",
     ),
 ]
-EarlyExit = Annotated[int | None, typer.Option(help="The target's first so many layers draft as well.")]
+EarlyExit = Annotated[
+    str | None, typer.Option(help="The target's first so many layers draft as well. 3,5: `calm` leaves after 5 too.")
+]
 Lora = Annotated[list[Path] | None, typer.Option(help="A PEFT LoRA folder to merge into the target; may be repeated.")]
 DrafterLora = Annotated[list[Path] | None, typer.Option(help="The same for the drafter.")]
 Backends = Annotated[Literal[Backend, "all"], typer.Option(help="The phone's runtime; all: a folder each.")]

@@ -11,10 +11,11 @@ from .errors import PocketdraftError
 
 
 class Prompt(BaseModel):
-    """Only `text` is required of users' own files."""
+    """Only `text` is required of users' own files. `reference` is the text that should follow, where that is known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     text: str
+    reference: str = ""
     id: str = ""
     domain: str = "own"
     source: str = ""

@@ -54,8 +54,9 @@ def note(engine: Engine, tokens: Sequence[int]) -> list[Calls]:
     """Calls that run every graph of the drafters that this engine has, MTP's aside: a few rounds of chains each.
 
     A drafter takes the graph of a width where as many tokens come at once, so each width has its own prompt, a
-    beginning of `tokens`, and as many drafts as fill a verify of it, or the widest: the rows that pad an `exit_verify`
-    read K/V of the first layers that no call has written, and engines may keep there what they like.
+    beginning of `tokens`, and as many drafts as fill the widest verify; an early exit's as many as fill one of that
+    width: the rows that pad an `exit_verify` read K/V of the first layers that no call has written, and engines may
+    keep there what they like.
     """
     manifest, noting = engine.manifest, _Noting(engine)
     most = manifest.graphs_of("verify")[-1].width - 1
@@ -63,7 +64,8 @@ def note(engine: Engine, tokens: Sequence[int]) -> list[Calls]:
         roles = set(getattr(manifest.drafters, kind).roles)
         if not roles <= CLIMBED:
             for width in sorted({graph.width for graph in manifest.graphs if graph.role in roles}):
-                _play(noting, kind, tokens[: width + 1], width - 1 or most, Target(noting))
+                drafts = width - 1 if kind == "early_exit" else most
+                _play(noting, kind, tokens[: width + 1], drafts or most, Target(noting))
     for target in _left_early(noting):
         _play(noting, "none", tokens[:2], 0, target)
     return noting.sequences
@@ -95,7 +97,9 @@ def _play(engine: Engine, drafter: str, prompt: Sequence[int], drafts: int, targ
 
 
 def _left_early(engine: Engine) -> Iterator[Target]:
-    """A target that no token leaves early and one that all leave, if the bundle lets them leave at all."""
+    """A target that no token leaves early and one an exit that all leave there, if the bundle lets them at all."""
     with suppress(PocketdraftError):
-        for threshold in (NEVER, 0.0):
-            yield LeavingTarget(engine, ExitRule("gap", threshold, ROUNDS, tau=None))
+        staying = LeavingTarget(engine, ExitRule("gap", NEVER, ROUNDS, tau=None))
+        yield staying
+        for passed in range(len(staying.exits)):
+            yield LeavingTarget(engine, ExitRule("gap", 0.0, ROUNDS, tau=None), passed)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bench import DomainBench
+from .calm import RISKS
 from .compare import BundleBench
 from .manifest import DELEGATION_NAME, ERRORS_NAME, Manifest, recipe_part
 from .terminal import table_console
@@ -67,10 +68,13 @@ def print_run(result: dict[str, Any], quiet: bool) -> None:
         console.print(table)
         return
     table.add_row("left early", "", f"{calm['left_early']:.0%}")
+    if len(calm["left_at"]) > 1:
+        for layers, share in calm["left_at"].items():
+            table.add_row(f"after layer {layers}", "", f"{share:.0%}")
     table.add_row("differs by", "", f"{calm['divergence']:.2f}")
     console.print(table)
     console.print(
-        f"Lossy: {calm['consistency']} risk <= {calm['delta']:g} with probability {1 - calm['epsilon']:g}, measured "
+        f"Lossy: {RISKS[calm['consistency']]} <= {calm['delta']:g} with probability {1 - calm['epsilon']:g}, measured "
         f"{calm['risk']:.3f} on {calm['texts']} texts ({calm['texts_sha256'][:12]})."
     )
 

@@ -116,7 +116,7 @@ def make_full_bundle() -> Callable[[str], Path]:
         def write(out: Path) -> None:
             recipes = Recipes(*[load("w8")] * 3)
             drafters, few = tuple(EMBEDDED.values()), {"prefill": (64,), "verify": (5,)}
-            build([Plan(TARGET_DIR, drafters, out, recipes, backend, **few, early_exit=2)])
+            build([Plan(TARGET_DIR, drafters, out, recipes, backend, **few, early_exit=(2,))])
 
         return kept(f"full-{backend}", write)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from scripted import scripted_manifest
+from scripted_drafters import every_drafter
 
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.cache import Cache
@@ -78,9 +79,9 @@ class TableEngine:
     def _target(self, graph: GraphSpec, inputs: Any, cache: Any) -> dict[str, Any]:
         start = int(inputs["input_pos"][0])
         cache[start : start + graph.width] = inputs["embeddings"][0, :, 0].astype(int).tolist()
-        if graph.role == "prefill":
-            return {}
         sequences = [tuple(cache[: start + row + 1]) for row in range(graph.width)]
+        if graph.role == "prefill":
+            return {"activations": self._hidden(sequences)}
         return {"logits": np.array([[self.logits(s) for s in sequences]]), "activations": self._hidden(sequences)}
 
     def _hidden(self, sequences: Sequence[Text]) -> np.ndarray:
@@ -89,6 +90,25 @@ class TableEngine:
                 self._numbers[sequence] = len(self._sequences)
                 self._sequences.append(sequence)
         return np.array([[[self._numbers[sequence]] for sequence in sequences]], np.float32)
+
+
+class HeadsEngine(TableEngine):
+    """With two native MTP heads, whose states are the numbers of what they have read as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.manifest = every_drafter(16, (2, 3, 4), (STOP,), False, heads=2)
+        self._graphs = {graph.name: graph for graph in self.manifest.graphs}
+
+    def run(self, name: str, inputs: Any, cache: Any = None) -> dict[str, Any]:
+        role = self._graphs[name].role
+        if role not in ("head", "mtp_heads"):
+            return super().run(name, inputs, cache)
+        sequences = [self._sequences[int(number)] for number in inputs["activations"][0, :, 0]]
+        if role == "head":
+            return {"logits": np.array([[self.logits(sequence, True) for sequence in sequences]])}
+        tokens = inputs["embeddings"][0, :, 0].astype(int).tolist()
+        return {"projected_activations": self._hidden([(*s, t) for s, t in zip(sequences, tokens, strict=True)])}
 
 
 class Remembering(Sampling):
@@ -150,10 +170,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def drawn(
-    settings: dict[str, Any], make: Maker, rounds: int, rule: str, early_stop: Confident | None = None
+    settings: dict[str, Any],
+    make: Maker,
+    rounds: int,
+    rule: str,
+    early_stop: Confident | None = None,
+    engine: type[TableEngine] = TableEngine,
 ) -> tuple[Counter[Text], Stats]:
     """Texts by seed, 0 and on, until there were so many rounds. Three drafts a round, where the budget has room."""
-    target, stats, found = Target(TableEngine()), Stats(), Counter[Text]()
+    target, stats, found = Target(engine()), Stats(), Counter[Text]()
     draft_length: DraftLength = early_stop or Fixed(3)
     while stats.rounds < rounds:
         sampler = Sampler(Remembering(**settings, seed=found.total()), rule)

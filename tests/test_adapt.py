@@ -24,7 +24,7 @@ from transformers import (
     Gemma4VisionConfig,
 )
 
-from pocketdraft.export import adapt, course, muon, written
+from pocketdraft.export import adapt, course, muon
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.distil import draft_tokens, teach, unroll
 from pocketdraft.export.hf_compat import patch_for_training
@@ -51,7 +51,7 @@ TUNED = ("layers.0.mlp.down_proj", "layers.1.self_attn.o_proj", "layers.2.mlp.do
 @pytest.fixture
 def small(monkeypatch):
     """Texts and steps of a size for tests."""
-    monkeypatch.setattr(written, "NEW_TOKENS", 40)
+    monkeypatch.setattr(adapt, "NEW_TOKENS", 40)
     monkeypatch.setattr(course, "ANCHORS", 30)
     monkeypatch.setattr(course, "MEASUREMENTS", 2)
 
@@ -85,9 +85,9 @@ def tokens_of(texts: list[str], target: Path = TARGET_DIR) -> list[list[int]]:
     return [tokenizer.encode(text) for text in texts]
 
 
-def writer_of(target: Path = TARGET_DIR, context: int = 512) -> Writer:
+def writer_of(target: Path = TARGET_DIR, context: int = 512, new_tokens: int = 128) -> Writer:
     checkpoint = Checkpoint.open(target)
-    return Writer(load_model(checkpoint, torch.float32, "sdpa"), context, checkpoint.tokens().stop)
+    return Writer(load_model(checkpoint, torch.float32, "sdpa"), context, new_tokens, checkpoint.tokens().stop)
 
 
 def run(tmp_path: Path, prompts: Path, lora=(), steps: int | None = 20, **options) -> dict:
@@ -107,14 +107,13 @@ def loop(engine, prompts: list[list[int]], budget: int) -> tuple[Stats, list[lis
     return stats, texts
 
 
-def test_acceptance_is_that_of_the_runtime_s_loop(monkeypatch):
+def test_acceptance_is_that_of_the_runtime_s_loop():
     """Round by round, on graphs in torch: what one pass over a text replays is what the loop does."""
-    monkeypatch.setattr(written, "NEW_TOKENS", 64)
     prompts = tokens_of(TEXTS)
     wanted, texts = loop(
         eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(DRAFTER_DIR), context=512), prompts, 64
     )
-    exam = Exam.set_by(writer_of(), prompts, FAR)
+    exam = Exam.set_by(writer_of(new_tokens=64), prompts, FAR)
     found = exam.measure(load_model(Checkpoint.open(DRAFTER_DIR), torch.float32, "sdpa"), 4)
     found.check()
     assert [text.tokens.tolist() for text in exam.texts] == texts
@@ -123,12 +122,11 @@ def test_acceptance_is_that_of_the_runtime_s_loop(monkeypatch):
     assert (found.emitted, found.cut) == (wanted.emitted, wanted.cut)
 
 
-def test_acceptance_of_texts_that_a_stop_token_ends(tmp_path, monkeypatch):
+def test_acceptance_of_texts_that_a_stop_token_ends(tmp_path):
     """Rounds and tokens are the loop's, whatever else the checkpoint asks of transformers' generation.
 
     Only drafts after the stop token, of which nobody knows, are left out.
     """
-    monkeypatch.setattr(written, "NEW_TOKENS", 64)
     stop = (1, *tokens_of(["\n"])[0][1:], *tokens_of(["the"])[0][1:])
     shutil.copytree(TARGET_DIR, tmp_path / "target")
     (tmp_path / "target" / "generation_config.json").write_text(
@@ -137,7 +135,7 @@ def test_acceptance_of_texts_that_a_stop_token_ends(tmp_path, monkeypatch):
     target = Checkpoint.open(tmp_path / "target")
     prompts = tokens_of(TEXTS)
     wanted, texts = loop(eager_pair(target, Checkpoint.open(DRAFTER_DIR), context=512), prompts, 64)
-    exam = Exam.set_by(writer_of(tmp_path / "target"), prompts, FAR)
+    exam = Exam.set_by(writer_of(tmp_path / "target", new_tokens=64), prompts, FAR)
     found = exam.measure(load_model(Checkpoint.open(DRAFTER_DIR), torch.float32, "sdpa"), 4)
     found.check()
     texts = [text for text, prompt in zip(texts, prompts, strict=True) if len(text) > len(prompt) + 1]
@@ -182,9 +180,8 @@ def test_drafts_are_those_of_transformers_head(centroids):
     assert torch.equal(found, dense) == (not centroids)
 
 
-def test_texts_of_prompts_of_several_lengths_are_those_of_each_alone(monkeypatch):
-    monkeypatch.setattr(written, "NEW_TOKENS", 24)
-    writer, prompts = writer_of(), [ids[: 5 + 3 * index] for index, ids in enumerate(tokens_of(TEXTS[:6]))]
+def test_texts_of_prompts_of_several_lengths_are_those_of_each_alone():
+    writer, prompts = writer_of(new_tokens=24), [ids[: 5 + 3 * index] for index, ids in enumerate(tokens_of(TEXTS[:6]))]
     slices: list[bool] = []  # whose product with the head torch makes many times dearer
     writer.target.lm_head.register_forward_hook(lambda head, given, out: slices.append(not given[0].is_contiguous()))
     together = writer.write(prompts, 0.0, FAR)

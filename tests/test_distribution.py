@@ -8,11 +8,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sampled
-from sampled import DRAFTERS, SETTINGS, Maker, Remembering, distance, drawn, expected, logits
+from sampled import DRAFTERS, SETTINGS, HeadsEngine, Maker, Remembering, distance, drawn, expected, logits
 
 from pocketdraft.runtime import accept as accept_module
 from pocketdraft.runtime.draft_length import Confident
 from pocketdraft.runtime.drafters.mtp import MTPDrafter
+from pocketdraft.runtime.drafters.mtp_heads import MTPHeadsDrafter
 from pocketdraft.runtime.noise import Lane, Noise
 from pocketdraft.runtime.proposal import NOTHING, Proposal
 from pocketdraft.runtime.sampler import Draft, Sampler
@@ -56,6 +57,15 @@ def test_stopping_early_leaves_the_distribution(rule, rounds):
     assert min(by_length) > rounds / 10
     part = DRAFTED if rounds == FEW else slice(None)
     assert distance(found, expected(SETTINGS["temperature"]), part) < LIMIT
+
+
+@pytest.mark.parametrize("rule", ["exact", "rejection"])
+@pytest.mark.parametrize("rounds", [FEW, pytest.param(MANY, marks=pytest.mark.distribution)])
+def test_drafts_of_several_heads_leave_the_distribution(rule, rounds):
+    found, stats = drawn(SETTINGS["temperature"], MTPHeadsDrafter, rounds, rule, engine=HeadsEngine)
+    assert {proposed for proposed, _ in stats.outcomes} == {0, 1, 2}
+    assert min(stats.outcomes[2, accepted] for accepted in range(3)) > rounds / 50
+    assert distance(found, expected(SETTINGS["temperature"]), DRAFTED if rounds == FEW else slice(None)) < LIMIT
 
 
 # --- what must be found

@@ -129,13 +129,33 @@ def test_a_wider_verify_is_paid_for_by_the_drafts_that_need_it():
 def test_where_drafting_does_not_pay_it_is_tried_again_now_and_then():
     policy, stats, asked = Confident(cost=2.0), Stats(), []
     for _ in range(2_000):
-        count = policy.next(stats)
+        most = policy.next(stats)
+        count = next((n for n in range(1, most) if policy.enough([0.5] * n)), most)
         asked.append(count)
         proposal = Proposal.chain([0] * count, confidences=[0.5] * count)
         stats.record(proposal, Verdict((), 0, (0,)), Emitted((0,), 0, None))
     assert set(asked[1:]) == {0, 1}
     assert any(asked[1_000:])
     assert sum(asked) < 70
+
+
+def test_a_try_drafts_on_while_another_draft_costs_less_than_it_gives():
+    """A verify of any drafts takes more than they give, and so none are made. In a try it is paid for, and a draft more
+    takes three tenths of a decoding: worth it after one that is sure."""
+    policy, stats, random = Confident(cost=RoundCost(((1, 1.0), (9, 6.0)), 0.3)), Stats(), np.random.default_rng(0)
+    tried: dict[float, list[int]] = {SURE: [], DOUBTFUL: []}
+    for _ in range(8_000):
+        most, confidences = policy.next(stats), []
+        while len(confidences) < most and not (confidences and policy.enough(confidences)):
+            confidences.append(truthful(random)[0])
+        if confidences and stats.rounds > 4_000:
+            tried[confidences[0]].append(len(confidences))
+        accepted = next((n for n, one in enumerate(confidences) if random.random() > one), len(confidences))
+        tokens = (0,) * (accepted + 1)
+        proposal = Proposal.chain([0] * len(confidences), confidences=confidences)
+        stats.record(proposal, Verdict(tokens[1:], 0, tuple(range(accepted + 1))), Emitted(tokens, accepted, None))
+    assert stats.drafted_rounds < 200
+    assert np.mean(tried[SURE]) > 4 > 2 > np.mean(tried[DOUBTFUL])
 
 
 def test_what_not_drafting_takes_is_found_out_before_any_draft():

@@ -14,10 +14,10 @@ from transformers.models.gemma4.modeling_gemma4 import apply_rotary_pos_emb
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.kv_layout import KVLayout
-from pocketdraft.export.pipeline import build
+from pocketdraft.export.pipeline import build, load_models, make_steps
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.rungs import eager_pair
-from pocketdraft.export.step import Plain
+from pocketdraft.export.step import Plain, all_weights
 from pocketdraft.export.steps import early_exit
 from pocketdraft.export.tiny import EXITS_DIR, TARGET_DIR
 from pocketdraft.export.tiny.train import load
@@ -40,7 +40,7 @@ def left_early(engine: Engine, tokens: int) -> tuple[list[int], dict[str, np.nda
     target = LeavingTarget(engine, ALWAYS)
     session = open_session(engine, "none", 0, target)
     list(session.generate(PROMPT, tokens))
-    assert target.left == target.asked == tokens
+    assert target.left == [tokens]
     positions, found = np.arange(len(PROMPT) - 1, session.cache.length), {}
     for name, array in engine.read_kv(session.cache.handle).items():
         rows = np.moveaxis(array[0], 1 if "kv_cache_k" in name else 2, 0)
@@ -49,14 +49,16 @@ def left_early(engine: Engine, tokens: int) -> tuple[list[int], dict[str, np.nda
 
 
 @torch.no_grad()
-def k_v_of(model: Gemma4ForCausalLM, layer: int, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What transformers' layer would keep if it were given `state` [1, T, D]: [T, G, d] each, of position 0 and on."""
+def k_v_of(
+    model: Gemma4ForCausalLM, layer: int, state: torch.Tensor, start: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What transformers' layer would keep if it were given `state` [1, T, D]: [T, G, d] each, from position `start`."""
     decoder = model.model.layers[layer]
     own, x = decoder.self_attn, decoder.input_layernorm(state)
     heads = (1, x.shape[1], -1, own.head_dim)
     raw = own.k_proj(x).view(heads)
     value = raw if own.v_proj is None else own.v_proj(x).view(heads)
-    rope = model.model.rotary_emb(x, torch.arange(x.shape[1])[None], own.layer_type)
+    rope = model.model.rotary_emb(x, start + torch.arange(x.shape[1])[None], own.layer_type)
     return apply_rotary_pos_emb(own.k_norm(raw), *rope, unsqueeze_dim=2)[0], own.v_norm(value)[0]
 
 
@@ -64,7 +66,7 @@ def k_v_of(model: Gemma4ForCausalLM, layer: int, state: torch.Tensor) -> tuple[t
 def test_skipped_layers_keep_what_they_make_of_the_state_that_left(make_pair, shape, cut):
     """The dense target's sliding layers are rings, which wrap around, and the values of its last one are its keys."""
     folder: Path = TARGET_DIR if shape == "embedded" else make_pair(shape).target
-    engine = eager_pair(Checkpoint.open(folder), context=160, early_exit=cut)
+    engine = eager_pair(Checkpoint.open(folder), context=160, early_exit=(cut,))
     tokens, found = left_early(engine, 40)
     model = load(Gemma4ForCausalLM, folder)
     with torch.no_grad():
@@ -81,7 +83,7 @@ def exit_engine(config: PretrainedConfig, steps: dict[int, KVSteps] | None = Non
     """A Llama's kind of target that may be left after the first of its three layers, all of which own K/V."""
     _, target = both(config)
     layout = KVLayout.of(target.geometry, 32, None, steps)
-    plan = Plan(Path(), (), Path(), FLOAT, context=32, prefill=(2,), verify=(2,), early_exit=1)
+    plan = Plan(Path(), (), Path(), FLOAT, context=32, prefill=(2,), verify=(2,), early_exit=(1,))
     made = early_exit.steps(None, plan, target, layout, Plain())
     return EagerEngine(Bundle(made), made)
 
@@ -118,8 +120,24 @@ def test_int8_k_v_are_those_of_floats_within_half_a_step():
             assert (own * step - wanted).abs().max() <= 0.5001 * step
 
 
+def test_no_two_exits_weights_have_one_name():
+    """Those of a name are quantized as one, and shared."""
+    models = load_models(Checkpoint.open(TARGET_DIR), Checkpoint.open(EXITS_DIR))
+    plan = Plan(TARGET_DIR, (EXITS_DIR,), Path(), FLOAT, early_exit=(2, 3, 5))
+    steps, _ = make_steps(plan, models, Plain())
+    wanted = {id(module) for step in steps for module in step.weights.values()}
+    assert {id(module) for module in all_weights(steps).values()} == wanted
+    assert {id(models.drafters["early_exit"].after(cut).mlp.down_proj) for cut in (2, 3, 5)} < wanted
+
+
+def test_no_onnx_graph_gives_back_by_the_name_that_it_takes():
+    """ONNX Runtime does not open it."""
+    for graph in eager_pair(Checkpoint.open(TARGET_DIR), context=96, early_exit=(1, 2)).manifest.graphs:
+        assert not {graph.returned(one) for one in graph.outputs} & {one.name for one in graph.inputs}
+
+
 def test_where_no_skipped_layer_owns_k_v_there_is_nothing_to_fill():
-    manifest = eager_pair(Checkpoint.open(TARGET_DIR), context=96, early_exit=3).manifest
+    manifest = eager_pair(Checkpoint.open(TARGET_DIR), context=96, early_exit=(3,)).manifest
     assert not manifest.graphs_of("exit_fill")
     assert manifest.graphs_of("exit_draft")
 
@@ -131,9 +149,9 @@ def test_a_bundle_fills_in_what_torch_does(tmp_path, backend):
 
     ExecuTorch's graphs are held to their steps in `test_every_bundle.py`.
     """
-    eager = eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(EXITS_DIR), context=160, early_exit=2)
+    eager = eager_pair(Checkpoint.open(TARGET_DIR), Checkpoint.open(EXITS_DIR), context=160, early_exit=(2,))
     widths = {"context": 160, "prefill": (64,), "verify": (5,)}
-    build([Plan(TARGET_DIR, (EXITS_DIR,), tmp_path / "out", FLOAT, backend, **widths, early_exit=2)])
+    build([Plan(TARGET_DIR, (EXITS_DIR,), tmp_path / "out", FLOAT, backend, **widths, early_exit=(2,))])
     engine = open_engine(tmp_path / "out", 1)
     (tokens, ours), (wanted, theirs) = left_early(engine, 80), left_early(eager, 80)
     assert tokens == wanted

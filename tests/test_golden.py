@@ -25,7 +25,7 @@ def test_the_recorded_sessions_reach_what_a_port_could_get_wrong():
         for one in sessions.values()
         if one["rule"] == "rejection"
     )
-    for drafter in ("dflash", "early_exit", "mtp_heads", "draft_model"):
+    for drafter in ("dflash", "early_exit", "mtp_heads", "mtp_heads, 3 of them", "draft_model"):
         one = sessions[drafter]
         assert one["stats"]["accepted"] > 0 < one["stats"]["cut"]
         assert {emitted["finish"] for emitted in one["rounds"]} == {None, "stop", "budget", "context"}

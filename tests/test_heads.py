@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.distil import teach
 from pocketdraft.export.drafting import load_drafter
-from pocketdraft.export.heads import accepted, head_config, head_loss, new_head, own_head, save_head
+from pocketdraft.export.heads import accepted, head_config, head_loss, new_head, own_head, save_head, untrained
 from pocketdraft.export.pair import check_pair
 from pocketdraft.export.pipeline import load_models
-from pocketdraft.export.smollm2_head import HELD_OUT, frequent, write
+from pocketdraft.export.smollm2_head import BEGINNINGS, HELD_OUT, frequent, read, train, write
 from pocketdraft.export.tiny import TARGET_DIR
 from pocketdraft.export.written import Text
 from pocketdraft.runtime.errors import PocketdraftError
@@ -81,6 +81,26 @@ def test_learning_lowers_the_loss(target, head):
     assert head_loss(learner, teacher, DEPTH).item() < before - 0.2
 
 
+def test_what_it_learns_from_stays_where_the_target_is(target):
+    """On a GPU, that is: here whatever is made elsewhere than with the teacher's tokens holds no numbers."""
+    teacher, rows, drafted = teach(target, tokens(2)), torch.tensor([0, 3, 7]), torch.arange(0, VOCABULARY, 2)
+    learner = untrained(head_config(target.config), target)
+    with torch.device("meta"):
+        losses = head_loss(learner, teacher, DEPTH), head_loss(learner, teacher, DEPTH, rows)
+        found = accepted(learner, teacher, 2, drafted), own_head(target, drafted)["mtp.token_rows"]
+    assert all(one.device.type == "cpu" for one in (*losses, *found))
+
+
+def test_it_is_trained_for_as_long_as_it_is_told(target):
+    texts = [Text(row, 4, 20) for row in tokens(6)] + [Text(tokens(1)[0, :9], 4, 20)]
+    started = time.monotonic()
+    head = train(target, texts, 2, started + 1.0)
+    assert 1.0 <= time.monotonic() - started < 10.0
+    teacher = teach(target, tokens(6))
+    before = untrained(head_config(target.config), target)
+    assert head_loss(head, teacher, DEPTH) < head_loss(before, teacher, DEPTH) - 0.2
+
+
 def save(target: LlamaForCausalLM, folder: Path) -> None:
     target.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes((TARGET_DIR / "tokenizer.json").read_bytes())
@@ -124,10 +144,10 @@ class Writing:
     stop = (1,)
 
     def __init__(self) -> None:
-        self.asked: list[float] = []
+        self.asked: list[tuple[float, int]] = []  # temperature, different prompts
 
     def write(self, prompts: list[list[int]], temperature: float, until: float) -> list[Text]:
-        self.asked.append(temperature)
+        self.asked.append((temperature, len(set(map(tuple, prompts)))))
         first = 9 if temperature == 0 else 5
         ends = [1 if temperature == 0 or index % 2 else 7 for index in range(len(prompts))]
         made = [torch.tensor([*prompt, first, 7, end]) for prompt, end in zip(prompts, ends, strict=True)]
@@ -140,25 +160,27 @@ class Letters:
 
 
 def test_a_target_answers_its_own_whole_questions_and_what_it_wrote_is_kept(tmp_path):
-    writing, kept = Writing(), tmp_path / "texts.json"
-    written = write(writing, Letters(), time.monotonic() + 0.2, kept)
-    assert set(writing.asked[::2]) == {0.8}
-    assert set(writing.asked[1::2]) == {0.0}
-    assert len(written.exam) >= HELD_OUT
-    assert written.practice
-    texts = [*written.exam, *written.practice]
-    assert len({text.prompt for text in texts}) == 1
+    writing, kept = Writing(), tmp_path / "head.texts"
+    texts = write(writing, Letters(), 32, time.monotonic() + 0.2, kept)
+    assert set(writing.asked[::2]) == {(0.8, len(BEGINNINGS) + 1)}
+    assert {temperature for temperature, _ in writing.asked[1::2]} == {0.0}
+    assert len(texts) > HELD_OUT
     assert all(text.tokens[text.prompt :].tolist() == [9, 7, 1] for text in texts)
-    again = write(Writing(), Letters(), 0.0, kept)
-    assert [text.tokens.tolist() for text in again.practice] == [text.tokens.tolist() for text in written.practice]
-    more = write(Writing(), Letters(), time.monotonic() + 0.1, kept)
-    assert len(more.practice) > len(written.practice)
-    assert len(more.exam) == len(written.exam)
+
+    def same(found: list[Text]) -> bool:
+        rows = [(text.tokens.tolist(), text.prompt, text.budget) for text in found]
+        return rows == [(text.tokens.tolist(), text.prompt, text.budget) for text in texts]
+
+    assert same(read(kept))
+    assert same(write(Writing(), Letters(), 32, 0.0, kept))
+    more = write(Writing(), Letters(), 32, time.monotonic() + 0.1, kept)
+    assert len(more) > len(texts)
+    assert same(more[: len(texts)])
 
 
 def test_too_little_time_to_write_is_said(tmp_path):
     with pytest.raises(PocketdraftError, match=f"the first {HELD_OUT} are held out .* give more minutes"):
-        write(Writing(), Letters(), 0.0, tmp_path / "texts.json")
+        write(Writing(), Letters(), 32, 0.0, tmp_path / "head.texts")
     assert not list(tmp_path.iterdir())
 
 

@@ -12,21 +12,25 @@ import pytest
 import torch
 from conftest import FEW_WIDTHS, WIDTHS
 from kept import kept
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from pocketdraft.export.checkpoint import Checkpoint, read_config
 from pocketdraft.export.estimate import blank_models
 from pocketdraft.export.heads import head_config, new_head, own_head, save_head
+from pocketdraft.export.models.mtp_config import MtpHeadsConfig
 from pocketdraft.export.pipeline import build, load_models
 from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.reference import TransformersEngine
 from pocketdraft.export.rungs import eager_pair, rungs
 from pocketdraft.export.tiny import DRAFTER_DIR, TARGET_DIR
 from pocketdraft.quantize.recipe import load
+from pocketdraft.runtime.context import Context
 from pocketdraft.runtime.engine import Engine, open_engine
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.ladder import climb, compare, tokens_needed
 from pocketdraft.runtime.manifest import Backend
+from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.validate import validate
 
@@ -54,6 +58,31 @@ def make_target(tmp_path_factory) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+def save_heads(config: MtpHeadsConfig, count: int, folder: Path) -> Path:
+    """Random layers that each have their own projection and norms."""
+    config.num_mtp_layers, weights = count, {}
+    for index in range(count):
+        torch.manual_seed(index)
+        weights |= {f"mtp.layers.{index}.{name}": weight for name, weight in new_head(config).state_dict().items()}
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def drafted(engine: Engine) -> list[list[int]]:
+    """By round."""
+    session, rounds = open_session(engine, "mtp_heads", 4), []
+    propose = session.drafter.propose
+
+    def noted(context: Context, count: int) -> Proposal:
+        rounds.append(list((proposal := propose(context, count)).tokens))
+        return proposal
+
+    session.drafter.propose = noted  # type: ignore[method-assign]
+    list(session.generate(PROMPT, 24))
+    return rounds
 
 
 def generate(engine: Engine, drafter: str) -> list[int]:
@@ -164,4 +193,24 @@ def test_a_native_head_with_a_head_of_its_own_is_valid(make_target, backend, tmp
     )
     assert found.passed, found.to_json()
     assert {check.name: check.outcome for check in found.checks}["mtp_heads vs plain"] == "pass"
+    engine.close()
+
+
+@pytest.mark.parametrize("backend", SLOW)
+def test_several_native_heads_are_valid_and_draft_what_they_do_in_torch(make_target, backend, tmp_path):
+    """The graphs of each head, over K/V of its own."""
+    folder, recipe = make_target(), load("f32")
+    heads = save_heads(head_config(LlamaConfig.from_pretrained(folder)), 3, tmp_path / "heads")
+    (manifest,) = build([Plan(folder, (heads,), tmp_path / "out", Recipes(*[recipe] * 3), backend, **FEW_WIDTHS)])
+    engine = open_engine(tmp_path / "out", 1)
+    found = validate(tmp_path / "out", engine, ["a" * 20], 24, rungs(manifest, folder, (heads,)), lambda what: None)
+    assert found.passed, found.to_json()
+    outcomes = {check.name: check.outcome for check in found.checks}
+    assert outcomes["mtp_heads vs plain"] == "pass"
+    assert "parity ladder" not in outcomes  # every graph was run
+    errors = {row.graph: row.max_error for row in found.ladder["step -> graph"] if row.graph.startswith("mtp_heads")}
+    assert errors.keys() == {f"mtp_heads{head}_{width}" for head in ("", "_1", "_2") for width in (1, 5, 24)}
+    assert max(errors.values()) < 1e-3
+    eager = eager_pair(Checkpoint.open(folder), Checkpoint.open(heads), context=96)
+    assert drafted(engine) == drafted(eager)
     engine.close()

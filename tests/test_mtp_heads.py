@@ -11,25 +11,21 @@ from mtp_reference import (
     DRAFTS,
     KINDS,
     PROMPT,
-    SMALL,
     WINDOW,
     Drafting,
     furthest,
-    geometry_of,
     head_of,
     our_generation,
     our_rounds,
     own_weights,
-    randomize,
     reference,
     reference_rounds,
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM
 from transformers.cache_utils import MtpCache
 from transformers.generation.candidate_generator import MTPCandidateGenerator
-from transformers.modeling_layers import MtpModel
 
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.drafting import load_drafter
@@ -98,29 +94,6 @@ def test_generation_proposes_and_accepts_what_transformers_does(kind, tmp_path, 
     assert found == proposed
     accepted = sum(int(written[0, at]) == token for at, token in proposed if at < written.shape[1])
     assert 0 < accepted < len(proposed)
-
-
-def test_two_heads_draft_one_after_the_other():
-    """As DeepSeek's and GLM's do: head 1 is fed head 0's state and draft, and has K/V of its own."""
-    torch.manual_seed(1)
-    config = Qwen3Config(**SMALL)
-    config.num_mtp_layers, config.mtp_layer_types = 2, ["full_attention"] * 2
-    target = AutoModelForCausalLM.from_config(config).eval()
-    mtp = MtpModel(target, 2).eval()
-    randomize(target, mtp)
-    heads = [head_of(geometry_of("full", 10000.0), own_weights(mtp, index), index) for index in range(2)]
-    tokens = torch.randint(3, 24, (1, 12))
-    with torch.no_grad():
-        hidden = target(tokens, output_hidden_states=True).hidden_states[-1][:, :-1]
-        cache = MtpCache(config=config.get_mtp_config())
-        drafts, wanted, _ = mtp(tokens[:, 1:], hidden, None, torch.arange(1, 12)[None], cache)
-    run = Drafting(target, *heads)
-    states = run(tokens[:, 1:], hidden, 0)
-    first = run.logits(states[:, -1:])
-    states = run(torch.cat([tokens[:, 2:], first.argmax(-1)], 1), states, 0, head=1)
-    found = torch.cat([first, run.logits(states[:, -1:])], 1)
-    assert float((found - wanted).abs().max()) < LIMIT
-    assert found.argmax(-1).tolist() == drafts.tolist()
 
 
 def trapped(kind: str, change: Callable[[Drafting], None] = lambda run: None, **given) -> float:
@@ -198,13 +171,6 @@ def test_trap_sliding_window_one_off(off):
 def test_a_head_that_the_graph_does_not_cover_is_refused(fields):
     with pytest.raises(PocketdraftError, match="The MTP head has"):
         HeadGeometry.from_config(MtpHeadsConfig(**fields))
-
-
-def test_several_heads_in_a_checkpoint_are_refused(tmp_path):
-    MtpHeadsConfig(num_mtp_layers=3).save_pretrained(tmp_path)
-    save_file({"mtp.fc.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(PocketdraftError, match="has 3 MTP layers"):
-        load_drafter(Checkpoint.open(tmp_path), None)
 
 
 def test_a_missing_weight_of_a_head_is_named(tmp_path):

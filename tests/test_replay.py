@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted_drafters import EveryDrafter, every_drafter
+from test_leaving import twice
 
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.reference import TransformersEngine
@@ -59,7 +60,7 @@ class Stored(Delegating):
 @pytest.fixture(scope="module")
 def eager() -> Engine:
     files = [Checkpoint.open(folder) for folder in (TARGET_DIR, *EMBEDDED.values())]
-    return eager_pair(*files, context=128, drafts=4)
+    return eager_pair(*files, context=128, drafts=4, early_exit=(3, 5))
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +93,25 @@ def parted(noted: tuple[list[Calls], dict[str, Outputs]], broken: Engine) -> dic
     return {roles[row.graph]: row.layer for row in rows if not row.passed}
 
 
-def test_every_width_of_every_drafter_s_graphs_is_run_again_as_it_was():
+@pytest.mark.parametrize(("heads", "wrong_half"), [(1, True), (3, True), (3, False)])
+def test_every_width_of_every_drafter_s_graphs_is_run_again_as_it_was(heads, wrong_half):
     """The script raises where a graph is fed what belongs elsewhere, or reads K/V that is not there."""
-    engine, again = EveryDrafter(every_drafter()), EveryDrafter(every_drafter())
+    engine, again = (EveryDrafter(every_drafter(heads=heads), wrong_half=wrong_half) for _ in range(2))
+    assert_all_run_again(engine, again)
+
+
+def test_every_exit_s_graphs_are_run_again_as_they_were():
+    assert_all_run_again(twice("further_fill"), twice("further_fill"))
+
+
+def assert_all_run_again(engine: EveryDrafter, again: EveryDrafter) -> None:
     sequences = note(engine, [1, 2, 3, 4, 5, 6, 7, 8, 9])
     found = replay(again, sequences)
     others = [graph for graph in engine.manifest.graphs if graph.role not in CLIMBED]
     assert {call.graph for calls in sequences for call in calls} >= {graph.name for graph in others}
     assert again.calls == engine.calls
-    assert found.keys() == {graph.name for graph in others if graph.role not in ("dflash_context", "model_prefill")}
+    silent = ("dflash_context", "model_prefill", "exit_fill", "further_fill")  # but for K/V
+    assert found.keys() == {graph.name for graph in others if graph.role not in silent}
 
 
 def test_no_row_of_an_early_exit_s_verify_is_padding():
@@ -127,6 +138,9 @@ def test_where_mtp_alone_drafts_there_is_nothing_to_note():
         ("exit_draft", "exit_states"),
         ("exit_head", "logits"),
         ("exit_verify", "logits"),
+        ("further_exit", "exit_states"),
+        ("further_head", "logits"),
+        ("further_rest", "logits"),
         ("mtp_heads", "projected_activations"),
         ("model_embed", "embeddings"),
         ("model_decode", "logits"),
@@ -141,7 +155,7 @@ def test_an_output_that_is_off_shows_in_its_graph_alone(eager, noted, role, outp
 )
 def test_k_v_in_the_wrong_place_shows_in_the_graph_that_wrote_it(eager, noted, role, reader):
     assert role in (found := failing(noted, Shifted(eager, role, "")))
-    assert found <= {role, reader or "exit_verify"}
+    assert found <= ({role, reader} if reader else {role, "exit_verify", "further_exit", "further_rest"})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from pocketdraft.quantize.recipe import Rule
 from pocketdraft.quantize.weights import quantize
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.graphs import PRESENT
 from pocketdraft.runtime.manifest import Part
 
 from ..checkpoint import Checkpoint
@@ -206,7 +205,7 @@ def _export(step: Step, weights: WeightFile, path: Path) -> None:
         dynamo=True,
         opset_version=OPSET,
         input_names=[tensor.name for tensor in step.spec.inputs],
-        output_names=[PRESENT + tensor.name if tensor.is_kv else tensor.name for tensor in step.spec.outputs],
+        output_names=[step.spec.returned(tensor) for tensor in step.spec.outputs],
         dynamic_shapes=(tuple({} if axis is None else {axis: width} for axis in width_axes(step)),),
         verbose=False,
     )

@@ -1,4 +1,4 @@
-"""Configuration of a checkpoint that holds nothing but a native MTP head."""
+"""Configuration of a checkpoint that holds nothing but native MTP heads."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from transformers import PretrainedConfig
 
 
 class MtpHeadsConfig(PretrainedConfig):  # type: ignore[misc]
-    """Of MTP layers as Mellum's and Qwen3.5's checkpoints name them (`mtp.fc`, `mtp.layers.0`, `mtp.norm`).
+    """Of one MTP layer as Mellum's and Qwen3.5's checkpoints name it (`mtp.fc`, `mtp.layers.0`, `mtp.norm`), or of
+    layers that each have their own projection and norms, as DeepSeek-V3's (`layers.N.eh_proj`, `enorm`, `hnorm`).
 
     transformers has no class for the layers without their target. Field names are those that its targets use:
-    `hidden_size` and `vocab_size` are the target's, `sliding_window` None is full attention. With `draft_vocab_size`
-    the checkpoint has a head of its own over so many tokens (`mtp.lm_head`, and by `mtp.token_rows` [V] each token's
-    row, or one past the last), as EAGLE-3's have.
+    `hidden_size` and `vocab_size` are the target's, `sliding_window` None is full attention; layers N may be numbered
+    from 0, or go on after the target's `num_hidden_layers`. With `draft_vocab_size` the checkpoint has a head of its
+    own over so many tokens (`mtp.lm_head`, and by `mtp.token_rows` [V] each token's row, or one past the last), as
+    EAGLE-3's have.
     """
 
     model_type = "pocketdraft_mtp_heads"
@@ -30,5 +32,6 @@ class MtpHeadsConfig(PretrainedConfig):  # type: ignore[misc]
     sliding_window: int | None = None
     max_position_embeddings: int = 1024
     num_mtp_layers: int = 1
+    num_hidden_layers: int = 0
     mtp_hidden_states_first: bool = False
     draft_vocab_size: int | None = None

@@ -1,4 +1,4 @@
-"""A native MTP head, written for export: one more decoder layer, trained with the target, that drafts.
+"""Native MTP heads, written for export: decoder layers more, trained with the target, that draft.
 
 The same arithmetic as transformers' `MtpLayer` over a layer of Mellum, Qwen3 or Llama, with static shapes and K/V as
 explicit tensors. One row is one call's token and the hidden state before it:
@@ -13,6 +13,9 @@ RoPE sees differences only, so every row may be shifted by one number, and only 
 The rows that the target has verified hold K/V of the target's hidden states. A draft after the first has none: it is
 fed the head's own last state and drafted token, in the rows after those, which the next verified rows overwrite. So
 one call over the rows that a round has verified catches up and, in its last row, makes the next round's first draft.
+
+Where there are several, head k > 0 is fed head k - 1's state of row p beside the embedding of the token of position
+p + 1 + k, and has K/V of its own for the same rows: it is turned by p as well.
 
 Letters in shapes: T tokens of a call, S cache slots, D hidden size, H query heads, G KV heads, d head size.
 """
@@ -102,3 +105,11 @@ class MtpHead(nn.Module):
         rope = rotary(g.size.head_dim, g.theta, 1.0, positions)
         x = self.layers[0](x, rope, masks["sliding" if g.window else "full"], kv)
         return self.norm(x)  # type: ignore[no-any-return]
+
+
+class MtpHeads(nn.Module):
+    """Several, of one shape: head k drafts the token after head k - 1's."""
+
+    def __init__(self, geometry: HeadGeometry, count: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([MtpHead(geometry, index) for index in range(count)])

@@ -3,11 +3,19 @@
 The graphs split the target where the drafting ends, so that no layer runs twice for a token: `exit_draft` runs the
 first layers and writes their K/V, `exit_verify_K` goes on from the states that it gave. A token may also leave there
 for good (CALM, arXiv 2207.07061): `exit_fill` then makes the other layers' K/V of its state.
+
+Where a token may leave later as well, it is asked exit by exit. After the first, each has graphs of width 1, named by
+the layers C before it: `further_exit_C` goes on from the state at the exit before and writes the K/V of the layers
+between, `further_head_C` is its head, and where a layer from C on owns K/V, `further_fill_C` makes them of the state
+at C. `further_rest_C`, C the last, runs the other layers for a token that left nowhere, as `exit_verify_1` does where
+there is one exit. So each layer's K/V of a token are written once: before its exit as the layer ran, after it of the
+state that left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -33,14 +41,16 @@ STATES = "exit_states"
 
 
 class _Layers(nn.Module):
-    """Some of the target's layers. The first give their last state, and a trained exit's score of it; the others give
-    logits."""
+    """Some of the target's layers. The last give logits; others their last state, and a trained exit's score of it.
+
+    `exits` is that one, if any, by the name that its weights go by.
+    """
 
     def __init__(
-        self, target: Target, layout: KVLayout, layers: range, operators: Operators, own_exit: Exit | None = None
+        self, target: Target, layout: KVLayout, layers: range, operators: Operators, exits: Mapping[str, Exit]
     ) -> None:
         super().__init__()
-        self.trunk, self.exit = target.trunk, own_exit
+        self.trunk, self.exit_name = target.trunk, _add(self, exits)
         self.written = tuple(tensor.name for tensor in layout.tensors(_owners(target, layers)))
         self.first, self.end = layers.start, layers.stop
         self.lm_head = target.lm_head if self.end == len(target.geometry.layers) else None
@@ -64,8 +74,8 @@ class _Layers(nn.Module):
         state = self.trunk.states(embeddings, per_layer_embeddings, input_pos, mask, kv, layers, exit_states)[-1]
         made = {name: kv.tensors[name] for name in self.written}
         if self.lm_head is None:
-            if self.exit is not None:
-                made["score"] = self.exit.score(state)
+            if self.exit_name:
+                made["score"] = getattr(self, self.exit_name).score(state)
             return {STATES: state, **made}
         hidden = self.trunk.norm(state)
         return {"logits": capped(self.lm_head(hidden), self.softcap), "activations": hidden, **made}
@@ -86,15 +96,23 @@ class _Fill(nn.Module):
 
 
 class _ExitHead(nn.Module):
-    """What an exit, the target's norm and its head make of a state after the first layers."""
+    """What an exit, the target's norm and its head make of a state between two layers."""
 
-    def __init__(self, target: Target, own_exit: Exit | None) -> None:
+    def __init__(self, target: Target, exits: Mapping[str, Exit]) -> None:
         super().__init__()
-        self.exit = own_exit or nn.Identity()
+        self.exit_name = _add(self, exits)
         self.norm, self.lm_head, self.softcap = target.trunk.norm, target.lm_head, target.geometry.softcap
 
     def forward(self, exit_states: Tensor) -> dict[str, Tensor]:
-        return {"logits": capped(self.lm_head(self.norm(self.exit(exit_states))), self.softcap)}
+        state = getattr(self, self.exit_name)(exit_states) if self.exit_name else exit_states
+        return {"logits": capped(self.lm_head(self.norm(state)), self.softcap)}
+
+
+def _add(module: nn.Module, exits: Mapping[str, Exit]) -> str | None:
+    """The exit under its name, which comes back. Weights of one name are one: no two exits may share it."""
+    for name, own in exits.items():
+        module.add_module(name, own)
+    return next(iter(exits), None)
 
 
 def facts(target: Checkpoint, exits: Checkpoint) -> Iterator[tuple[str, object, object]]:
@@ -120,44 +138,50 @@ def wants(model: Exits | None) -> Wants:
 
 
 def describe(model: Exits | None, plan: Plan, target: Target) -> EarlyExitSpec:
-    return EarlyExitSpec(layers=_cut(model, plan, target))
+    first, *further = _cuts(model, plan, target)
+    return EarlyExitSpec(layers=first, further=tuple(further))
 
 
-def _cut(model: Exits | None, plan: Plan, target: Target) -> int:
-    """How many layers draft: as the plan says, else those before K/V are shared, else up to the middle exit.
+def _cuts(model: Exits | None, plan: Plan, target: Target) -> tuple[int, ...]:
+    """The layers before each exit; so many as before the first one draft: as the plan says, else those before K/V are
+    shared, else up to the middle exit.
 
-    Raises PocketdraftError if that leaves none to verify, or none to draft.
+    Raises PocketdraftError for an exit that leaves no layer after it.
     """
     count = len(target.geometry.layers)
     own = sum(layer.owns_kv for layer in target.geometry.layers)
-    cuts = model.cuts if model else ()
-    cut = plan.early_exit or (own if own in cuts else cuts[len(cuts) // 2])
-    if not 0 < cut < count:
+    trained = model.cuts if model else ()
+    cuts = plan.early_exit or (own if own in trained else trained[len(trained) // 2],)
+    wrong = next((cut for cut in cuts if not 0 < cut < count), None)
+    if wrong is not None:
         raise PocketdraftError(
-            f"--early-exit is {cut}, the target has {count} layers; give a number from 1 to {count - 1}."
+            f"--early-exit is {wrong}, the target has {count} layers; give a number from 1 to {count - 1}."
         )
-    return cut
+    return cuts
 
 
 def steps(model: Exits | None, plan: Plan, target: Target, target_kv: KVLayout, operators: Operators) -> list[Step]:
     """`model` None is a target that was trained to be left early: its own norm and head read any layer's state."""
-    g, layout, first = target.geometry, target_kv, _cut(model, plan, target)
-    own_exit = model.after(first) if model else None
-    drafters, others = range(first), range(first, len(g.layers))
-    skipped = _owners(target, others)
+    g, layout, cuts = target.geometry, target_kv, _cuts(model, plan, target)
+    state, logits = spec(STATES, "float32", 1, 1, g.hidden), spec("logits", "float32", 1, 1, g.vocab)
+    scored = [state, spec("score", "float32", 1, 1)] if model else [state]
+
+    def own(cut: int) -> dict[str, Exit]:
+        return {"exit" if cut == cuts[0] else f"exit_{cut}": model.after(cut)} if model else {}
 
     def step(
         role: DrafterRole,
-        width: int,
         module: nn.Module,
         layers: Iterable[int],
         inputs: Iterable[TensorSpec],
         outputs: Iterable[TensorSpec],
+        number: int | None = None,
+        width: int = 1,
     ) -> Step:
-        """`layers` are those whose K/V it takes, and gives where they are their own."""
+        """`layers` are those whose K/V it takes, and gives where they are their own. `number` goes into its name."""
         read = {g.layers[index].reads for index in layers}
         graph = GraphSpec(
-            name=f"{role}_{width}" if role == "exit_verify" else role,
+            name=role if number is None else f"{role}_{number}",
             role=role,
             part="target",
             width=width,
@@ -166,25 +190,37 @@ def steps(model: Exits | None, plan: Plan, target: Target, target_kv: KVLayout, 
         )
         return Step(graph, module.eval())
 
-    def verify(width: int) -> Step:
-        inputs = target_inputs(target, layout, width)
-        if not g.per_layer:  # those are made of the embeddings too; else the states are all that a layer takes
-            inputs = tuple(one for one in inputs if one.name != "embeddings")
-        given = *inputs, spec(STATES, "float32", 1, width, g.hidden)
-        made = spec("logits", "float32", 1, width, g.vocab), spec("activations", "float32", 1, width, g.hidden)
-        return step("exit_verify", width, _Layers(target, layout, others, operators), others, given, made)
+    def resumed(width: int) -> Iterator[TensorSpec]:
+        """What layers take that go on from states."""
+        for one in target_inputs(target, layout, width):
+            if one.name != "embeddings" or g.per_layer:  # per-layer embeddings are made of the embeddings too
+                yield one
+        yield spec(STATES, "float32", 1, width, g.hidden)
 
-    state, logits = spec(STATES, "float32", 1, 1, g.hidden), spec("logits", "float32", 1, 1, g.vocab)
-    made = [state, spec("score", "float32", 1, 1)] if own_exit else [state]
-    drafting = _Layers(target, layout, drafters, operators, own_exit)
-    filling = _Fill(target, layout, skipped, operators)
-    fill = step("exit_fill", 1, filling, skipped, [state, spec("input_pos", "int32", 1)], [])
-    return [
-        step("exit_draft", 1, drafting, drafters, target_inputs(target, layout, 1), made),
-        step("exit_head", 1, _ExitHead(target, own_exit), (), [state], [logits]),
-        *([fill] if skipped else []),
-        *(verify(width) for width in (1, *plan.verify)),
+    def rest(role: DrafterRole, cut: int, number: int, width: int = 1) -> Step:
+        layers = range(cut, len(g.layers))
+        made = spec("logits", "float32", 1, width, g.vocab), spec("activations", "float32", 1, width, g.hidden)
+        return step(role, _Layers(target, layout, layers, operators, {}), layers, resumed(width), made, number, width)
+
+    def leave(head: DrafterRole, fill: DrafterRole, cut: int, number: int | None = None) -> Iterator[Step]:
+        yield step(head, _ExitHead(target, own(cut)), (), [state], [logits], number)
+        if skipped := _owners(target, range(cut, len(g.layers))):
+            module = _Fill(target, layout, skipped, operators)
+            yield step(fill, module, skipped, [state, spec("input_pos", "int32", 1)], [], number)
+
+    drafters, widths = range(cuts[0]), plan.verify if len(cuts) > 1 else (1, *plan.verify)
+    drafting = _Layers(target, layout, drafters, operators, own(cuts[0]))
+    made = [
+        step("exit_draft", drafting, drafters, target_inputs(target, layout, 1), scored),
+        *leave("exit_head", "exit_fill", cuts[0]),
+        *(rest("exit_verify", cuts[0], width, width) for width in widths),
     ]
+    for before, cut in pairwise(cuts):
+        between = range(before, cut)
+        module = _Layers(target, layout, between, operators, own(cut))
+        made.append(step("further_exit", module, between, resumed(1), scored, cut))
+        made += leave("further_head", "further_fill", cut, cut)
+    return [*made, rest("further_rest", cuts[-1], cuts[-1])] if len(cuts) > 1 else made
 
 
 def _owners(target: Target, layers: Iterable[int]) -> set[int]:

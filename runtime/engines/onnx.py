@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ..compaction import compact
 from ..engine import Arrays
 from ..errors import PocketdraftError
-from ..graphs import PRESENT, GraphSpec
+from ..graphs import GraphSpec
 from ..manifest import Manifest
 
 
@@ -42,6 +42,9 @@ class ONNXEngine:
         self._runtime = onnxruntime
         self._target_kv = [tensor.name for tensor in manifest.target_kv]
         self._graphs = {graph.name: graph for graph in manifest.graphs}
+        self._returned = {
+            name: {t.name: graph.returned(t) for t in graph.outputs} for name, graph in self._graphs.items()
+        }
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -71,7 +74,7 @@ class ONNXEngine:
             binding.bind_cpu_input(name, array)
         made = {t.name: np.empty(t.shape, t.dtype) for t in spec.outputs if not t.is_kv}
         for name, array in made.items():
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            binding.bind_output(self._returned[graph][name], "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._sessions[spec.family].run_with_iobinding(binding)
         return made
 
@@ -97,7 +100,7 @@ class ONNXEngine:
                 binding.bind_ortvalue_input(tensor.name, kv.by_name[tensor.name])
         for tensor in spec.outputs:
             if tensor.is_kv:
-                binding.bind_ortvalue_output(PRESENT + tensor.name, kv.by_name[tensor.name])
+                binding.bind_ortvalue_output(spec.returned(tensor), kv.by_name[tensor.name])
         return binding
 
 

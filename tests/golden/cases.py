@@ -33,6 +33,7 @@ class Case:
     schedule: Schedule | None = None
     per_layer: bool = True
     late: int = 0  # so many tokens of the prompt are in the cache before the drafter sees any
+    heads: int = 1  # native MTP heads
     verify: tuple[int, ...] | None = None  # widths, other than its engine's usual ones
     unsure: bool = False  # the drafter: its two best are the right token and another one, in either order
     takes_trees: bool = True  # the engine
@@ -44,7 +45,7 @@ SCHEDULE = Schedule(tuple((tenth + 9) / 20 for tenth in range(11)), (0.9, 0.42, 
 STRICT = replace(SCHEDULE, least=(0.9, 0.6, 0.5, 0.4))
 
 
-def of_drafter(drafter: str) -> tuple[Case, ...]:
+def of_drafter(drafter: str, heads: int = 1) -> tuple[Case, ...]:
     """Of one with graphs of its own: prompts of several calls, ways back to what is known already and to more, a stop
     token inside an accepted block, going on from there to the context's edge, and each rule."""
     turns = (
@@ -53,13 +54,14 @@ def of_drafter(drafter: str) -> tuple[Case, ...]:
         Turn((*PROMPT, 2, 6), 20, rewind=True),
         Turn((7, 7), 20),
     )
-    hot = Sampling(temperature=3.0, seed=5)
+    hot, name = Sampling(temperature=3.0, seed=5), drafter if heads == 1 else f"{drafter}, {heads} of them"
+    stopped = Case(f"{name}, exact match, stopped by confidence", (Turn(PROMPT, 7),), drafter, 4, (), hot)
     return (
-        Case(drafter, turns, drafter, stop=(7,)),
+        Case(name, turns, drafter, stop=(7,), heads=heads),
+        replace(stopped, schedule=SCHEDULE, heads=heads),
         Case(
-            f"{drafter}, exact match, stopped by confidence", (Turn(PROMPT, 7),), drafter, 4, (), hot, schedule=SCHEDULE
+            f"{name}, rejection", (Turn((*PROMPT, *PROMPT, *PROMPT), 7),), drafter, 4, (), hot, "rejection", heads=heads
         ),
-        Case(f"{drafter}, rejection", (Turn((*PROMPT, *PROMPT, *PROMPT), 7),), drafter, 4, (), hot, "rejection"),
     )
 
 
@@ -121,6 +123,7 @@ CASES = (
     Case("dflash that comes late", (Turn(PROMPT, 5),), "dflash", late=3),
     Case("mtp_heads that come late", (Turn(PROMPT, 5),), "mtp_heads", late=3),
     Case("early_exit without per-layer embeddings", (Turn(PROMPT, 5),), "early_exit", per_layer=False),
+    *of_drafter("mtp_heads", 3),
     *(case for drafter in ("dflash_tree", "mtp_tree") for case in of_trees(drafter)),
     replace(of_trees("mtp_tree")[1], name="mtp_tree, stopped by confidence", schedule=STRICT, verify=(7,)),
     replace(of_trees("mtp_tree")[0], name="mtp_tree, a greedy penalty", sampling=Sampling(repetition_penalty=1.7)),

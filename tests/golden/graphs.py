@@ -20,13 +20,13 @@ WANTED = {"dflash": ("taps",), "mtp_heads": ("activations",)}
 
 
 def manifest_of(
-    drafter: str, capacity: int, stop: Sequence[int], per_layer: bool, verify: tuple[int, ...] | None
+    drafter: str, capacity: int, stop: Sequence[int], per_layer: bool, heads: int, verify: tuple[int, ...] | None
 ) -> Manifest:
     """With the graphs of one drafter, else MTP's. The target's do not give what it does not want."""
     kind = getattr(importlib.import_module(f"pocketdraft.runtime.drafters.{drafter}"), "KIND", "mtp")
     made = scripted_manifest(capacity, verify or (2, 3, 5), stop=tuple(stop), per_layer=per_layer)
     if kind != "mtp":
-        made = every_drafter(capacity, verify or (5,), stop=tuple(stop), per_layer=per_layer)
+        made = every_drafter(capacity, verify or (5,), stop=tuple(stop), per_layer=per_layer, heads=heads)
         spec = getattr(made.drafters, kind)
         graphs = tuple(graph for graph in made.graphs if graph.role in (*TARGET, *spec.roles))
         parts = {name: part for name, part in made.parts.items() if name in {graph.part for graph in graphs}}
@@ -80,9 +80,10 @@ def _with_tensors(graph: GraphSpec, capacity: int, per_layer: bool, wanted: Sequ
         **dict.fromkeys(("embed", "embed_per_layer", "model_embed"), ("embeddings",)),
     }
     of_target = tuple(dict.fromkeys(("logits", "activations", *wanted)))
+    given = [_tensor(name, shapes) for name in inputs.get(role, (*embedded, *place))]
     return graph.model_copy(
         update={
-            "inputs": tuple(_tensor(name, shapes) for name in inputs.get(role, (*embedded, *place))),
+            "inputs": (*given, *(graph.inputs if graph.head else ())),
             "outputs": tuple(_tensor(name, shapes) for name in outputs.get(role, of_target)),
         }
     )

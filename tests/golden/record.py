@@ -178,7 +178,7 @@ def _session(case: Case) -> Json:
 
 
 def _recorded(case: Case, patch: pytest.MonkeyPatch) -> Json:
-    manifest = manifest_of(case.drafter, CAPACITY, case.stop, case.per_layer, case.verify)
+    manifest = manifest_of(case.drafter, CAPACITY, case.stop, case.per_layer, case.heads, case.verify)
     scripted = RingEngine(manifest) if case.ring else ScriptedEngine(manifest)
     if manifest.drafters.kinds != ("mtp",):
         scripted = EveryDrafter(manifest, known_from=case.late)

@@ -26,6 +26,9 @@ class DrafterSpecs(record: Record) {
     /** Null where the bundle does not hold one. */
     val dflash = record.recordOrNull("dflash")?.let { DFlashSpec(it.int("block"), it.int("mask_token")) }
 
+    /** How many native MTP heads there are; 0 where the bundle holds none. */
+    val mtpHeads = record.recordOrNull("mtp_heads")?.int("heads") ?: 0
+
     /** What drafts unless told otherwise: one that the bundle holds, else what needs no weights. */
     val default = kinds.firstOrNull()?.label ?: "prompt_lookup"
 

@@ -25,6 +25,10 @@ enum class Role(val runs: Boolean = true) {
     EXIT_HEAD,
     EXIT_VERIFY,
     EXIT_FILL(false),
+    FURTHER_EXIT(false),
+    FURTHER_HEAD(false),
+    FURTHER_FILL(false),
+    FURTHER_REST(false),
     MTP_HEADS,
     MODEL_PREFILL,
     MODEL_DECODE,
@@ -49,8 +53,15 @@ data class GraphSpec(
     val inputs: List<TensorSpec>,
     val outputs: List<TensorSpec>,
 ) {
+    /** Which of several native MTP heads it is of: K/V of its drafter's layer of that number are what it takes. */
+    val head = if (role == Role.MTP_HEADS) inputs.find { it.isKV }?.name?.substringAfterLast('_')?.toInt() ?: 0 else 0
+
     /** Graphs that differ in width only: where widths are symbolic (ExecuTorch, ONNX), a family is one graph. */
-    val family get() = if (role == Role.DECODE || role == Role.VERIFY) "target" else role.name.lowercase()
+    val family get() = when {
+        role == Role.DECODE || role == Role.VERIFY -> "target"
+        head > 0 -> "${role.name.lowercase()}_$head"
+        else -> role.name.lowercase()
+    }
 
     fun output(name: String) = outputs.first { it.name == name }
 }

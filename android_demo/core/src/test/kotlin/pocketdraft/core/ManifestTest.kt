@@ -29,6 +29,16 @@ class ManifestTest {
     }
 
     @Test
+    fun `each of several native heads is a family of graphs`() {
+        val session = Golden.read("sessions").first { it["name"].asString == "mtp_heads, 3 of them" }
+        val manifest = read(session.getAsJsonObject("manifest"))
+        assertEquals(3, manifest.drafters.mtpHeads)
+        val families = manifest.graphsOf(Role.MTP_HEADS).groupBy { it.family }
+        assertEquals(setOf("mtp_heads", "mtp_heads_1", "mtp_heads_2"), families.keys)
+        assertTrue(families.values.all { it.map(GraphSpec::width) == listOf(1, 4, 5, 8) })
+    }
+
+    @Test
     fun `a folder without a manifest is no bundle`() = refuses("is no bundle.*pocketdraft push") { Manifest.read(folder) }
 
     @Test
@@ -43,16 +53,18 @@ class ManifestTest {
 
     @Test
     fun `graphs of drafters that the phone does not run are left alone`() {
-        val manifest = read(changed {
-            val graph = getAsJsonArray("graphs")[0].deepCopy().asJsonObject
-            graph.addProperty("name", "exit_fill")
-            graph.addProperty("role", "exit_fill")
-            graph.addProperty("part", "filler")
-            getAsJsonArray("graphs").add(graph)
-            getAsJsonObject("parts").add("filler", getAsJsonObject("parts")["target"].deepCopy())
-        })
-        assertTrue(manifest.graphs.none { it.name == "exit_fill" })
-        assertTrue("filler" !in manifest.parts)
+        for (role in listOf("exit_fill", "further_exit", "further_head", "further_fill", "further_rest")) {
+            val manifest = read(changed {
+                val graph = getAsJsonArray("graphs")[0].deepCopy().asJsonObject
+                graph.addProperty("name", role)
+                graph.addProperty("role", role)
+                graph.addProperty("part", "filler")
+                getAsJsonArray("graphs").add(graph)
+                getAsJsonObject("parts").add("filler", getAsJsonObject("parts")["target"].deepCopy())
+            })
+            assertTrue(manifest.graphs.none { it.name == role })
+            assertTrue("filler" !in manifest.parts)
+        }
     }
 
     @Test
