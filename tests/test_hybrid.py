@@ -60,3 +60,10 @@ def test_rejection_is_refused_as_its_text_would_depend_on_times():
     sampler = Sampler(Sampling(temperature=1.0), "rejection")
     with pytest.raises(PocketdraftError, match="hybrid chooses by measured times"):
         open_session(ScriptedEngine(scripted_manifest()), "hybrid", 4, sampler=sampler)
+
+
+def test_what_mtp_s_drafts_take_is_measured_whatever_their_number(monkeypatch):
+    _, session, _ = run(monkeypatch, "hybrid", None, mtp_right=True)
+    cost = session.target.experience.times.cost()
+    assert cost is not None
+    assert cost.draft_s > 0

@@ -13,7 +13,7 @@ from ..accept import Verdict
 from ..cache import Cache
 from ..context import Context
 from ..cost import RoundCost, expected_tokens
-from ..draft_length import EarlyStop
+from ..draft_length import EarlyStop, Never
 from ..errors import PocketdraftError
 from ..proposal import Proposal
 from ..sampler import GREEDY, Sampler
@@ -33,7 +33,8 @@ class HybridDrafter:
     def __init__(
         self, target: Target, cache: Cache, sampler: Sampler = GREEDY, early_stop: EarlyStop | None = None
     ) -> None:
-        self._mtp, self._target = MTPDrafter(target, cache, sampler, early_stop), target
+        # Only drafts whose confidence is asked for are timed.
+        self._mtp, self._target = MTPDrafter(target, cache, sampler, early_stop or Never()), target
         self._right = {source: share * SUPPOSED_DRAFTS for source, share in SUPPOSED.items()}
         self._judged = dict.fromkeys(SUPPOSED, SUPPOSED_DRAFTS)
         self._proposed, self._source = 0, MTP

@@ -24,7 +24,7 @@ private const val SUPPOSED_COST = 0.2
  * worth follows from how often they were right, looked-up ones after a match of that length.
  */
 class HybridDrafter(private val target: Target, cache: Cache, sampler: Sampler, earlyStop: EarlyStop?) : Drafter {
-    private val mtp = MTPDrafter(target, cache, sampler, earlyStop)
+    private val mtp = MTPDrafter(target, cache, sampler, earlyStop ?: EarlyStop { false }) // asked, drafts are timed
     private val right = DoubleArray(SUPPOSED.size) { SUPPOSED[it] * SUPPOSED_DRAFTS }
     private val judged = DoubleArray(SUPPOSED.size) { SUPPOSED_DRAFTS }
     private var proposed = 0
