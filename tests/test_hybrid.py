@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import scripted
-from scripted import ScriptedEngine, scripted_manifest
+from scripted import ScriptedEngine, plain, scripted_manifest
+from scripted_drafters import EveryDrafter, every_drafter
 
+from pocketdraft.runtime.drafters import runnable
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.sampler import Sampler
 from pocketdraft.runtime.sampling import Sampling
@@ -38,9 +40,9 @@ def run(monkeypatch, drafter: str, period: int | None, mtp_right: bool) -> tuple
 
 
 def test_text_that_repeats_is_looked_up_where_mtp_is_wrong(monkeypatch):
-    plain, _, _ = run(monkeypatch, "none", 7, mtp_right=False)
+    wanted, _, _ = run(monkeypatch, "none", 7, mtp_right=False)
     tokens, session, engine = run(monkeypatch, "hybrid", 7, mtp_right=False)
-    assert tokens == plain
+    assert tokens == wanted
     assert session.stats.accepted_per_round > 2.5
     _, alone, every = run(monkeypatch, "mtp", 7, mtp_right=False)
     assert alone.stats.accepted < 0.2 * session.stats.accepted
@@ -48,12 +50,27 @@ def test_text_that_repeats_is_looked_up_where_mtp_is_wrong(monkeypatch):
 
 
 def test_text_that_does_not_repeat_is_left_to_mtp(monkeypatch):
-    plain, _, _ = run(monkeypatch, "none", None, mtp_right=True)
+    wanted, _, _ = run(monkeypatch, "none", None, mtp_right=True)
     tokens, session, _ = run(monkeypatch, "hybrid", None, mtp_right=True)
-    assert tokens == plain
+    assert tokens == wanted
     assert session.stats.accepted_per_round > 3
     _, lookup, _ = run(monkeypatch, "prompt_lookup", None, mtp_right=True)
     assert lookup.stats.accepted_per_round < 0.5
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_native_heads_draft_where_there_is_no_mtp_drafter(heads):
+    whole = every_drafter(heads=heads)
+    manifest = whole.model_copy(update={"drafters": whole.drafters.model_copy(update={"mtp": None})})
+    assert "hybrid" in runnable(manifest.drafters)
+    engine = EveryDrafter(manifest, wrong_half=False)
+    session = open_session(engine, "hybrid", 3)
+    prompt = [1, 2, 3, 1, 2, 3, 1, 2]
+    tokens = [token for emitted in session.generate(prompt, 40) for token in emitted.tokens]
+    assert tokens == plain(prompt, 40)
+    assert session.stats.accepted > 10
+    assert "mtp_heads_1" in engine.calls
+    assert "mtp_drafter" not in engine.calls
 
 
 def test_rejection_is_refused_as_its_text_would_depend_on_times():

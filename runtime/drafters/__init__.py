@@ -49,9 +49,9 @@ def stoppable(name: str) -> bool:
 
 
 def runnable(specs: DrafterSpecs) -> list[str]:
-    """All that a bundle with these drafters can draft with: a file says with `KIND` whose graphs it runs, if any."""
-    kinds = {name: getattr(_module(name), "KIND", None) for name in _names()}
-    return [name for name, kind in kinds.items() if name != "none" and (kind is None or kind in specs.kinds)]
+    """All that a bundle with these drafters can draft with: a file says with `KIND` whose graphs it runs, if any, or
+    with `KINDS` whose it can run."""
+    return [name for name in _names() if name != "none" and _runs(_module(name), specs)]
 
 
 def surveyable(specs: DrafterSpecs) -> list[str]:
@@ -70,6 +70,11 @@ def load(
 
 def _draws(name: str) -> bool:
     return getattr(_module(name), "DRAWS", False)
+
+
+def _runs(drafter: Any, specs: DrafterSpecs) -> bool:
+    kinds = getattr(drafter, "KINDS", (getattr(drafter, "KIND", None),))
+    return kinds == (None,) or not set(kinds).isdisjoint(specs.kinds)
 
 
 def _names() -> list[str]:

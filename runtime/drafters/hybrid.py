@@ -1,8 +1,8 @@
 """Prompt lookup where that is worth more than MTP's drafts, else MTP: by expected gain, round by round.
 
-Looked-up drafts cost nothing but their rows of the verify. What they are worth follows from how often they were right
-after a match of that length, MTP's from how often they were. The rate of a round is what it should give over what this
-target's rounds take (`cost.py`).
+A bundle without an MTP drafter may have native heads in its place. Looked-up drafts cost nothing but their rows of the
+verify. What they are worth follows from how often they were right after a match of that length, MTP's from how often
+they were. The rate of a round is what it should give over what this target's rounds take (`cost.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from ..proposal import Proposal
 from ..sampler import GREEDY, Sampler
 from ..target import Prefilled, Target, Verified
 from .mtp import MTPDrafter
+from .mtp_heads import MTPHeadsDrafter
 from .prompt_lookup import look_up
 
-KIND = "mtp"
+KINDS = ("mtp", "mtp_heads")  # one of them
 LEARNS = True  # from its own rounds
 MTP = 0  # beside the lengths of a match
 # How often a draft is right, supposed for so many drafts, until there are real ones.
@@ -33,8 +34,10 @@ class HybridDrafter:
     def __init__(
         self, target: Target, cache: Cache, sampler: Sampler = GREEDY, early_stop: EarlyStop | None = None
     ) -> None:
+        specs = target.engine.manifest.drafters
+        drafter = MTPHeadsDrafter if specs.mtp_heads and not specs.mtp else MTPDrafter
         # Only drafts whose confidence is asked for are timed.
-        self._mtp, self._target = MTPDrafter(target, cache, sampler, early_stop or Never()), target
+        self._mtp, self._target = drafter(target, cache, sampler, early_stop or Never()), target
         self._right = {source: share * SUPPOSED_DRAFTS for source, share in SUPPOSED.items()}
         self._judged = dict.fromkeys(SUPPOSED, SUPPOSED_DRAFTS)
         self._proposed, self._source = 0, MTP
@@ -70,6 +73,6 @@ def make(target: Target, cache: Cache, sampler: Sampler, early_stop: EarlyStop |
     if sampler.rejects:
         raise PocketdraftError(
             "The drafter hybrid chooses by measured times, on which rejection's text would depend; accept by exact "
-            "match, or draft with mtp."
+            "match, or draft with mtp or mtp_heads."
         )
     return HybridDrafter(target, cache, sampler, early_stop)

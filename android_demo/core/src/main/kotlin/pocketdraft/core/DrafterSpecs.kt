@@ -16,8 +16,12 @@ enum class DrafterKind(vararg val roles: Role) {
 /** One pass drafts a block: the pending token and [block] - 1 times [maskToken]. */
 data class DFlashSpec(val block: Int, val maskToken: Int)
 
-/** Drafters that run another one's graphs. */
-private val MADE_OF = mapOf("mtp_tree" to DrafterKind.MTP, "hybrid" to DrafterKind.MTP, "dflash_tree" to DrafterKind.DFLASH)
+/** Drafters that run another one's graphs, or one's of several. */
+private val MADE_OF = mapOf(
+    "mtp_tree" to setOf(DrafterKind.MTP),
+    "hybrid" to setOf(DrafterKind.MTP, DrafterKind.MTP_HEADS),
+    "dflash_tree" to setOf(DrafterKind.DFLASH),
+)
 
 /** What a bundle says of the drafters that it holds, as far as the loop needs it; see `runtime/drafter_specs.py`. */
 class DrafterSpecs(record: Record) {
@@ -33,7 +37,7 @@ class DrafterSpecs(record: Record) {
     val default = kinds.firstOrNull()?.label ?: "prompt_lookup"
 
     /** All that can draft here. */
-    val runnable = kinds.map { it.label } + MADE_OF.filterValues { it in kinds }.keys + "prompt_lookup"
+    val runnable = kinds.map { it.label } + MADE_OF.filterValues { it.any(kinds::contains) }.keys + "prompt_lookup"
 
     init {
         record.end()

@@ -69,7 +69,11 @@ class ManifestTest {
 
     @Test
     fun `the default is the first drafter that the bundle holds, and all that it holds can be chosen`() {
-        val more = mapOf(DrafterKind.MTP to listOf("mtp_tree", "hybrid"), DrafterKind.DFLASH to listOf("dflash_tree"))
+        val more = mapOf(
+            DrafterKind.MTP to listOf("mtp_tree", "hybrid"),
+            DrafterKind.MTP_HEADS to listOf("hybrid"),
+            DrafterKind.DFLASH to listOf("dflash_tree"),
+        )
         for (kind in DrafterKind.entries) {
             val manifest = Golden.read("sessions").first { it["drafter"].asString == kind.label }.manifest()
             assertEquals(kind.label, manifest.drafters.default)

@@ -2,6 +2,7 @@ package pocketdraft.core.drafters
 
 import pocketdraft.core.Cache
 import pocketdraft.core.Context
+import pocketdraft.core.DrafterKind
 import pocketdraft.core.EarlyStop
 import pocketdraft.core.Prefilled
 import pocketdraft.core.Proposal
@@ -20,18 +21,21 @@ private const val SUPPOSED_DRAFTS = 4.0
 private const val SUPPOSED_COST = 0.2
 
 /**
- * Prompt lookup where that is worth more than MTP's drafts, else MTP: by expected gain, round by round. What drafts are
- * worth follows from how often they were right, looked-up ones after a match of that length.
+ * Prompt lookup where that is worth more than MTP's drafts, or native heads', else those: by expected gain, round by
+ * round. What drafts are worth follows from how often they were right, looked-up ones after a match of that length.
  */
 class HybridDrafter(private val target: Target, cache: Cache, sampler: Sampler, earlyStop: EarlyStop?) : Drafter {
-    private val mtp = MTPDrafter(target, cache, sampler, earlyStop ?: EarlyStop { false }) // asked, drafts are timed
+    private val mtp = (earlyStop ?: EarlyStop { false }).let { asked -> // drafts whose confidence is asked for are timed
+        val nativeHeads = DrafterKind.MTP !in target.engine.manifest.drafters.kinds
+        if (nativeHeads) MTPHeadsDrafter(target, cache, sampler, asked) else MTPDrafter(target, cache, sampler, asked)
+    }
     private val right = DoubleArray(SUPPOSED.size) { SUPPOSED[it] * SUPPOSED_DRAFTS }
     private val judged = DoubleArray(SUPPOSED.size) { SUPPOSED_DRAFTS }
     private var proposed = 0
     private var source = MTP
 
     init {
-        refuseRejection(sampler, "hybrid chooses by measured times, on which rejection's text would depend", "mtp")
+        refuseRejection(sampler, "hybrid chooses by measured times, on which rejection's text would depend", "mtp or mtp_heads")
     }
 
     override fun restart(prefilled: List<Prefilled>) = mtp.restart(prefilled)
