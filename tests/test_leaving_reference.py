@@ -129,8 +129,13 @@ def test_who_leaves_where_and_what_is_said_are_those_of_transformers_modules(mak
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["litert", "onnx", "executorch"])
-@pytest.mark.parametrize("name", ["embedded, classifier", "dense"])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        *(("embedded, classifier", backend) for backend in ("litert", "onnx", "executorch")),
+        *(("dense", backend) for backend in ("litert", "onnx")),
+    ],
+)
 def test_a_bundle_says_what_torch_does(make_pair, tmp_path, name, backend):
     case = CASES[name]
     folder, drafters = case.open(make_pair)
