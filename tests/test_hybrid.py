@@ -7,6 +7,7 @@ import scripted
 from scripted import ScriptedEngine, plain, scripted_manifest
 from scripted_drafters import EveryDrafter, every_drafter
 
+from pocketdraft.runtime.cost import Times
 from pocketdraft.runtime.drafters import runnable
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.sampler import Sampler
@@ -14,6 +15,12 @@ from pocketdraft.runtime.sampling import Sampling
 from pocketdraft.runtime.session import Session, open_session
 
 BUDGET = 120
+
+
+@pytest.fixture
+def supposed_times(monkeypatch):
+    """A script's graphs take what Python takes: the supposed cost of a draft stands for what a device measures."""
+    monkeypatch.setattr(Times, "cost", lambda times: None)
 
 
 def run(monkeypatch, drafter: str, period: int | None, mtp_right: bool) -> tuple[list[int], Session, ScriptedEngine]:
@@ -39,7 +46,7 @@ def run(monkeypatch, drafter: str, period: int | None, mtp_right: bool) -> tuple
     return tokens, session, engine
 
 
-def test_text_that_repeats_is_looked_up_where_mtp_is_wrong(monkeypatch):
+def test_text_that_repeats_is_looked_up_where_mtp_is_wrong(monkeypatch, supposed_times):
     wanted, _, _ = run(monkeypatch, "none", 7, mtp_right=False)
     tokens, session, engine = run(monkeypatch, "hybrid", 7, mtp_right=False)
     assert tokens == wanted
@@ -49,7 +56,7 @@ def test_text_that_repeats_is_looked_up_where_mtp_is_wrong(monkeypatch):
     assert engine.calls.count("mtp_drafter") < 0.2 * every.calls.count("mtp_drafter")
 
 
-def test_text_that_does_not_repeat_is_left_to_mtp(monkeypatch):
+def test_text_that_does_not_repeat_is_left_to_mtp(monkeypatch, supposed_times):
     wanted, _, _ = run(monkeypatch, "none", None, mtp_right=True)
     tokens, session, _ = run(monkeypatch, "hybrid", None, mtp_right=True)
     assert tokens == wanted
@@ -59,7 +66,7 @@ def test_text_that_does_not_repeat_is_left_to_mtp(monkeypatch):
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-def test_native_heads_draft_where_there_is_no_mtp_drafter(heads):
+def test_native_heads_draft_where_there_is_no_mtp_drafter(heads, supposed_times):
     whole = every_drafter(heads=heads)
     manifest = whole.model_copy(update={"drafters": whole.drafters.model_copy(update={"mtp": None})})
     assert "hybrid" in runnable(manifest.drafters)
@@ -69,7 +76,7 @@ def test_native_heads_draft_where_there_is_no_mtp_drafter(heads):
     tokens = [token for emitted in session.generate(prompt, 40) for token in emitted.tokens]
     assert tokens == plain(prompt, 40)
     assert session.stats.accepted > 10
-    assert "mtp_heads_1" in engine.calls
+    assert any(call.startswith("mtp_heads") for call in engine.calls)
     assert "mtp_drafter" not in engine.calls
 
 
