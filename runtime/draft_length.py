@@ -116,7 +116,7 @@ class Confident:
 
     def next(self, stats: Stats) -> int:
         experience = self.experience
-        if self._off and 0 < experience.idle < experience.probe_after:
+        if self._off and 0 < experience.idle < experience.probe_after:  # most rounds: nothing new to learn from
             experience.idle += 1
             return 0
         rounds = stats.rounds

@@ -73,7 +73,8 @@ class MTPHeadsDrafter:
             self._waiting[0].put(chunk.start, chunk.hidden)
 
     def propose(self, context: Context, count: int) -> Proposal:
-        self._settle(context.tokens[self._end + 1 :])
+        after = self._end + 1
+        self._settle(context.tokens[after : after + len(self._drafts)])
         first, end, heads = self._waiting[0], self._cache.length, len(self._graphs)
         del first.rows[max(0, end - first.start) :]
         if count < 1 or not first.rows:

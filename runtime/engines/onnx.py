@@ -42,6 +42,7 @@ class ONNXEngine:
         self._runtime = onnxruntime
         self._target_kv = [tensor.name for tensor in manifest.target_kv]
         self._graphs = {graph.name: graph for graph in manifest.graphs}
+        self._families = {name: graph.family for name, graph in self._graphs.items()}
         self._returned = {
             name: {t.name: graph.returned(t) for t in graph.outputs} for name, graph in self._graphs.items()
         }
@@ -49,7 +50,7 @@ class ONNXEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self._sessions = {}
-        for family in sorted({graph.family for graph in manifest.graphs}):
+        for family in sorted(set(self._families.values())):
             path = folder / f"{family}.onnx"
             try:
                 self._sessions[family] = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
@@ -65,9 +66,10 @@ class ONNXEngine:
 
     def run(self, graph: str, inputs: Arrays, cache: KVValues | None = None) -> dict[str, npt.NDArray[Any]]:
         spec, kv = self._graphs[graph], self._no_kv if cache is None else cache
-        binding = kv.bound.get(spec.family)
+        family = self._families[graph]
+        binding = kv.bound.get(family)
         if binding is None:
-            binding = kv.bound[spec.family] = self._bind(spec, kv)
+            binding = kv.bound[family] = self._bind(spec, kv)
         # Bound by address: the arrays must live until the run is over.
         given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         for name, array in given.items():
@@ -75,7 +77,7 @@ class ONNXEngine:
         made = {t.name: np.empty(t.shape, t.dtype) for t in spec.outputs if not t.is_kv}
         for name, array in made.items():
             binding.bind_output(self._returned[graph][name], "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._sessions[spec.family].run_with_iobinding(binding)
+        self._sessions[family].run_with_iobinding(binding)
         return made
 
     def compact(self, cache: KVValues, sources: Sequence[int], start: int) -> None:
@@ -94,7 +96,7 @@ class ONNXEngine:
         return KVValues(values, arrays)
 
     def _bind(self, spec: GraphSpec, kv: KVValues) -> Any:
-        binding = self._sessions[spec.family].io_binding()
+        binding = self._sessions[self._families[spec.name]].io_binding()
         for tensor in spec.inputs:
             if tensor.is_kv:
                 binding.bind_ortvalue_input(tensor.name, kv.by_name[tensor.name])

@@ -76,7 +76,7 @@ class MTPHeadsDrafter(
     }
 
     override fun propose(context: Context, count: Int): Proposal {
-        settle(context.tokens.drop(end + 1))
+        settle(context.tokens.let { it.subList(minOf(end + 1, it.size), it.size) })
         waiting[0].cut(cache.length)
         if (count < 1 || waiting[0].rows.isEmpty()) return Proposal.NOTHING
         end = cache.length
