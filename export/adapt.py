@@ -14,7 +14,6 @@ import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -27,7 +26,7 @@ from pocketdraft.runtime.text import Tokenizer
 
 from .checkpoint import Checkpoint
 from .course import ANCHORS, DEPTH, DRAFTS, LOGITS_A_STEP, TEXTS_A_STEP, Course, State
-from .hf_model import load_model
+from .hf_model import TorchDevice, check_torch_device, load_model
 from .pair import check_pair
 from .plan import Progress
 from .staging import ADAPTED, check_out, staged
@@ -54,7 +53,7 @@ class Task:
     lora: tuple[Path, ...] = ()
     minutes: float = 5.0
     steps: int | None = None
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: TorchDevice = "cpu"
     context: int = 512
 
 
@@ -106,8 +105,7 @@ class Inputs:
 def check(task: Task) -> Inputs:
     """Everything that can be refused before the pair is loaded. Raises PocketdraftError."""
     check_out(task.out, False, ADAPTED)
-    if task.device == "cuda" and not torch.cuda.is_available():
-        raise PocketdraftError("--device is cuda, torch sees no CUDA device; give --device cpu.")
+    check_torch_device(task.device)
     target, drafter = Checkpoint.open(task.target, task.lora), Checkpoint.open(task.drafter)
     check_pair(target, drafter)
     longest = target.text_config.max_position_embeddings

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from pocketdraft.runtime.errors import PocketdraftError
+
 from .checkpoint import Checkpoint
 from .hf_compat import patch_transformers
 from .models.layers import capped
+
+TorchDevice = Literal["cpu", "cuda"]
+
+
+def check_torch_device(device: TorchDevice) -> None:
+    """Raises PocketdraftError where there is none such."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PocketdraftError("--device is cuda, torch sees no CUDA device; give --device cpu.")
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> PreTrainedModel:

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from pocketdraft.runtime.text import Tokenizer
 from .checkpoint import Checkpoint
 from .distil import count_rounds, teach
 from .heads import accepted, head_config, head_loss, own_head, save_head, untrained
-from .hf_model import load_model
+from .hf_model import TorchDevice, check_torch_device, load_model
 from .muon import Optimizer
 from .written import Text, Writer
 
@@ -53,9 +53,8 @@ HELD_OUT = 24  # texts, the first ones
 ROWS, DEPTH = 96, 3  # of each text of a step: rows that are learned from, drafts unrolled
 DRAFTS = 4  # a round, where acceptance is told
 DRAFTED = 8192  # tokens: the most frequent ones. Reading the target's head, for all 49,152, takes most of a draft
-Device = Literal["cpu", "cuda"]
-QUESTIONS: dict[Device, int] = {"cpu": 64, "cuda": 2048}  # at once
-TEXTS: dict[Device, int] = {"cpu": 2, "cuda": 32}  # of a step
+QUESTIONS: dict[TorchDevice, int] = {"cpu": 64, "cuda": 2048}  # at once
+TEXTS: dict[TorchDevice, int] = {"cpu": 2, "cuda": 32}  # of a step
 
 
 def read(kept: Path) -> list[Text]:
@@ -138,10 +137,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--write", type=float, default=60.0, help="minutes")
     parser.add_argument("--train", type=float, default=60.0, help="minutes")
-    parser.add_argument("--device", choices=get_args(Device), default="cpu")
+    parser.add_argument("--device", choices=get_args(TorchDevice), default="cpu")
     chosen = parser.parse_args()
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        raise PocketdraftError("--device is cuda, torch sees no CUDA device; give --device cpu.")
+    check_torch_device(chosen.device)
     torch.set_num_threads(os.cpu_count() or 1)
     torch.set_float32_matmul_precision("high")
     checkpoint = Checkpoint.open(chosen.target)
