@@ -218,4 +218,4 @@ def _embedded(work: Calibration, tokens: list[int], exact: bool) -> Stream:
         rows = work.rows(target.embed_tokens_per_layer, tokens, exact) * math.sqrt(geometry.per_layer)
         per_layer = rows.reshape(1, len(tokens), len(geometry.layers), -1)
     rows = work.rows(target.embed_tokens, tokens, exact) * geometry.embedding_scale
-    return Stream(rows, per_layer, TextKV(len(tokens)))
+    return Stream(rows, per_layer, TextKV(len(tokens), geometry.recurrent))

@@ -114,7 +114,7 @@ def estimate(plan: Plan, target: PretrainedConfig, *drafters: PretrainedConfig) 
     parts = _parts(plan, steps)
     geometry, kv_steps = models.target.geometry, kv_steps_of(plan, models)
     kv = {
-        context: _kv_bytes(KVLayout.of(geometry, context, plan.ring_width, kv_steps))
+        context: _kv_bytes(KVLayout.of(geometry, context, plan.ring_width, kv_steps, max(plan.verify)))
         for context in sorted({plan.context, *CONTEXTS})
     }
     bundle = sum(part.bytes for part in parts)

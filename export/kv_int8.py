@@ -33,8 +33,9 @@ class Int8KV(StepKV):
         context: int,
         operators: Operators,
         steps: Mapping[int, KVSteps],
+        widest: int,
     ) -> None:
-        super().__init__(tensors, start, last, context, operators)
+        super().__init__(tensors, start, last, context, operators, widest=widest)
         self._steps = steps
         self._cast: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -67,11 +68,12 @@ def open_kv(
     context: int,
     operators: Operators,
     owner: str = "",
+    widest: int = 0,
 ) -> StepKV:
     """K/V of a call. `steps` are those of `KVLayout.steps`, none where K/V are float32."""
     if not steps:
-        return StepKV(tensors, start, last, context, operators, owner)
-    return Int8KV(tensors, start, last, context, operators, dict(steps))
+        return StepKV(tensors, start, last, context, operators, owner, widest)
+    return Int8KV(tensors, start, last, context, operators, dict(steps), widest)
 
 
 def steps_in(tensors: Mapping[str, Stored]) -> dict[int, KVSteps]:

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from pocketdraft.runtime.graphs import KVLayer, KVSteps, TensorSpec
+from pocketdraft.runtime.graphs import ROWS_KEPT, SETTLED, STATE, KVLayer, KVSteps, TensorSpec
 
-from .models.decoder import Geometry
+from .models.decoder import Geometry, Recurrence
 
 
 @dataclass(frozen=True)
 class KVLayout:
     """K is [1, heads, slots, head_dim], V is [1, heads, head_dim, slots]. See `KVLayer` for rings.
 
-    `owner` comes before the names of K/V that are a drafter's own, "dflash_".
+    `owner` comes before the names of K/V that are a drafter's own, "dflash_". `recurrent` layers have a memory instead
+    (`delta_net.py`), from which `back` tokens can be taken back.
     """
 
     layers: tuple[KVLayer, ...]
     context: int
     owner: str = ""
+    recurrent: Mapping[int, Recurrence] = field(default_factory=dict)
+    back: int = 1
 
     @staticmethod
     def of(
-        target: Geometry, context: int, widest: int | None = None, steps: Mapping[int, KVSteps] | None = None
+        target: Geometry,
+        context: int,
+        widest: int | None = None,
+        steps: Mapping[int, KVSteps] | None = None,
+        back: int = 1,
     ) -> KVLayout:
         """Sliding layers are rings if `widest`, the most tokens of a call, is given and the context is longer.
 
-        K/V are int8 in these `steps` if they are given.
+        K/V are int8 in these `steps` if they are given. `back` is the most tokens of a verify.
 
         A ring holds the window of the call's first token beside all rows of the call: what is written and then
         refused, or padding, has taken the place of nothing that a later call, from the next slot on, can see.
@@ -45,7 +52,7 @@ class KVLayout:
             for index, layer in enumerate(target.layers)
             if layer.owns_kv
         ]
-        return KVLayout(tuple(layers), context)
+        return KVLayout(tuple(layers), context, recurrent=target.recurrent, back=back)
 
     @staticmethod
     def own(owner: str, layers: int, heads: int, head_dim: int, context: int) -> KVLayout:
@@ -59,7 +66,7 @@ class KVLayout:
         return tuple((layer.layer, layer.steps) for layer in self.layers if layer.steps is not None)
 
     def tensors(self, layers: set[int] | None = None) -> tuple[TensorSpec, ...]:
-        """K and V of the given layers, or of all."""
+        """K and V of the given layers, or of all; in the place of K/V, what recurrent layers keep."""
         specs = []
         for layer in self.layers:
             if layers is None or layer.layer in layers:
@@ -74,7 +81,16 @@ class KVLayout:
                             shape=shape,
                         )
                     )
-        return tuple(specs)
+        return (*specs, *self._memory(layers))
+
+    def _memory(self, layers: set[int] | None) -> Iterator[TensorSpec]:
+        if self.recurrent:
+            yield TensorSpec(name=f"{self.owner}{SETTLED}", dtype="int32", shape=(1,))
+        for layer, of in self.recurrent.items():
+            if layers is None or layer in layers:
+                state, rows = (1, of.heads, of.value_dim, of.key_dim), (1, self.back + of.before, of.row)
+                for name, shape in ((STATE, state), (ROWS_KEPT, rows)):
+                    yield TensorSpec(name=f"{self.owner}{name}_{layer}", dtype="float32", shape=shape)
 
 
 def _rounded_up(slots: int) -> int:

@@ -10,14 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from .backends.litert import round_trip_rows
+from .models.decoder import Recurrence
 from .stored import Places
 
 
 class TextKV:
-    """K/V of one text, all of whose T tokens are one call. See `models.attention.KVAccess`."""
+    """K/V of one text, all of whose T tokens are one call, before which `recurrent` layers remember nothing.
 
-    def __init__(self, tokens: int) -> None:
-        self.last = torch.tensor([tokens - 1], dtype=torch.int32)
+    See `models.attention.KVAccess`.
+    """
+
+    def __init__(self, tokens: int, recurrent: Mapping[int, Recurrence]) -> None:
+        self.last, self.widest = torch.tensor([tokens - 1], dtype=torch.int32), tokens
+        self.settled, self._recurrent = torch.zeros(1, dtype=torch.int32), recurrent
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
@@ -29,7 +34,18 @@ class TextKV:
         return self._layers.get(layer, (empty, empty.transpose(2, 3)))
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        return torch.softmax(query @ keys.transpose(2, 3) + mask, -1) @ values.transpose(2, 3)
+        return torch.softmax(self.product(query, keys) + mask, -1) @ values.transpose(2, 3)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return a @ b.transpose(-1, -2)
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
+        of = self._recurrent[layer]
+        return torch.zeros(1, of.heads, of.value_dim, of.key_dim), torch.zeros(1, 1 + of.before, of.row)
+
+    def remember(self, layer: int, state: Tensor, rows: Tensor) -> None: ...
+
+    def settle(self, position: Tensor) -> None: ...
 
     def keep(self, layers: set[int]) -> None:
         """Forgets all others."""

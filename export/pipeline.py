@@ -16,7 +16,7 @@ from torch import nn
 
 from pocketdraft.quantize.weights import WeightError, check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.graphs import KVSteps
+from pocketdraft.runtime.graphs import STATE, GraphSpec, KVSteps
 from pocketdraft.runtime.manifest import (
     ERRORS_NAME,
     FORMAT_VERSION,
@@ -123,7 +123,12 @@ def load_models(target: Checkpoint, *drafters: Checkpoint) -> Models:
 
 def make_steps(plan: Plan, models: Models, operators: Operators) -> tuple[list[Step], KVLayout]:
     """All graphs, part by part."""
-    layout = KVLayout.of(models.target.geometry, plan.context, plan.ring_width, kv_steps_of(plan, models))
+    if plan.device == "gpu" and models.target.geometry.recurrent:
+        raise PocketdraftError(
+            "--device is gpu, the target has recurrent layers, whose state no GPU kernel keeps; give --device cpu."
+        )
+    steps = kv_steps_of(plan, models)
+    layout = KVLayout.of(models.target.geometry, plan.context, plan.ring_width, steps, max(plan.verify))
     return all_steps(plan, models.target, models.drafters, layout, operators), layout
 
 
@@ -205,9 +210,15 @@ def _bundle(
             source=sources_of(*files),
             versions={name: metadata.version(name) for name in (*VERSIONED, *backend.VERSIONED)},
             files={path.name: _entry(path) for path in sorted(folder.iterdir())},
+            takes_back=takes_back(specs, layout),
         )
         (folder / MANIFEST_NAME).write_text(manifest.dump())
     return manifest
+
+
+def takes_back(graphs: Sequence[GraphSpec], layout: KVLayout) -> int | None:
+    """`Manifest.takes_back`."""
+    return layout.back if any(STATE in tensor.name for graph in graphs for tensor in graph.inputs) else None
 
 
 def sources_of(target: Checkpoint, *drafters: Checkpoint) -> Sources:

@@ -93,11 +93,13 @@ class TransformersEngine:
         per_layer = {}
         if sequence.per_layer:
             per_layer["per_layer_inputs"] = torch.stack([sequence.per_layer[i] for i in range(length)], 1)
-        # A cache without a configuration keeps whole layers where the model's own would drop what left the window.
+        # A cache without a configuration keeps whole layers where the model's own would drop what left the window, and
+        # has no place for a recurrent layer's state.
+        recurrent = "linear_attention" in (getattr(self.text.config, "layer_types", None) or ())
         output = self.text(
             inputs_embeds=torch.stack([sequence.rows[i] for i in range(length)], 1),
             **per_layer,
-            past_key_values=DynamicCache(),
+            past_key_values=DynamicCache(config=self.text.config if recurrent else None),
             use_cache=True,
         )
         sequence.kv = output.past_key_values

@@ -15,7 +15,7 @@ from .backends.eager import EagerEngine
 from .checkpoint import Checkpoint
 from .drafting import by_kind, describe
 from .pair import check_pair
-from .pipeline import backend_of, load_models, make_steps, open_files, sources_of
+from .pipeline import backend_of, load_models, make_steps, open_files, sources_of, takes_back
 from .plan import Plan, Recipes
 from .reference import TransformersEngine
 from .step import Plain
@@ -108,6 +108,7 @@ def eager_pair(
         source=sources_of(target, *drafters),
         versions={},
         files={},
+        takes_back=takes_back(tuple(step.spec for step in steps), layout),
     )
     return EagerEngine(manifest, steps)
 

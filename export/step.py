@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pocketdraft.runtime.graphs import GraphSpec, TensorSpec
+from pocketdraft.runtime.graphs import ROWS_KEPT, SETTLED, STATE, GraphSpec, TensorSpec
 
 ROWS = ("activations", "taps", "exit_states")  # inputs [1, T, size] that graphs before have made
 DTYPES = {"float32": torch.float32, "int32": torch.int32, "int8": torch.int8, "bool": torch.bool}
@@ -39,6 +39,12 @@ class Operators(Protocol):
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, call: Call) -> Tensor:
         """softmax(query @ K + mask) @ V: query and result are [1, G, R, d], the additive mask is [1, 1, R, S]."""
 
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b^T over the last two of four dimensions."""
+
+    def replace(self, old: Tensor, new: Tensor) -> Tensor:
+        """What a sequence keeps, anew as a whole."""
+
 
 class Plain:
     """A backend overrides what it must: the whole of `write` or `attend`, or the one operator they are made of."""
@@ -62,6 +68,9 @@ class Plain:
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b^T over the last two dimensions."""
         return a @ b.transpose(-1, -2)
+
+    def replace(self, old: Tensor, new: Tensor) -> Tensor:
+        return new
 
 
 def slots_of(cache: Tensor, rows: Tensor, start: Tensor, axis: int) -> Tensor:
@@ -161,10 +170,11 @@ class StepKV:
         context: int,
         operators: Operators,
         owner: str = "",
+        widest: int = 0,
     ) -> None:
         """`tensors` are K/V, whose names start with `owner`, and what the operators asked for. `last` (int32 [1]) is
-        the last position in K/V."""
-        self.last, self._owner = last, owner
+        the last position in K/V, `widest` the most tokens of a call."""
+        self.last, self.widest, self._owner = last, widest, owner
         asked = {tensor.name: tensors[tensor.name] for tensor in operators.inputs}
         self.tensors = {name: tensor for name, tensor in tensors.items() if name not in asked}
         self._call, self._operators = Call(start, context, asked), operators
@@ -182,6 +192,27 @@ class StepKV:
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         return self._operators.attend(query, keys, values, mask, self._call)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        return self._operators.product(a, b)
+
+    @property
+    def settled(self) -> Tensor:
+        return self.tensors[f"{self._owner}{SETTLED}"]
+
+    def settle(self, position: Tensor) -> None:
+        self._replace(SETTLED, position)
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.tensors[f"{self._owner}{STATE}_{layer}"], self.tensors[f"{self._owner}{ROWS_KEPT}_{layer}"]
+
+    def remember(self, layer: int, state: Tensor, rows: Tensor) -> None:
+        self._replace(f"{STATE}_{layer}", state)
+        self._replace(f"{ROWS_KEPT}_{layer}", rows)
+
+    def _replace(self, name: str, new: Tensor) -> None:
+        name = f"{self._owner}{name}"
+        self.tensors |= {name: self._operators.replace(self.tensors[name], new)}
 
 
 def spec(name: str, dtype: str, *shape: int) -> TensorSpec:

@@ -11,6 +11,8 @@ from .drafter_specs import Frozen
 PRESENT = "present."  # before the name of what an ONNX graph takes and gives back: see `GraphSpec.returned`
 KV_MOVER = "move_kv"  # the method of an ExecuTorch program that moves rows of K/V: sources, destinations, int64 [N]
 KV_READER = "read_kv"  # the method of an ExecuTorch program that gives its K/V, in the order of `Manifest.kv_tensors`
+# Of recurrent layers, in the place of K/V: see `export/models/delta_net.py`.
+STATE, ROWS_KEPT, SETTLED = "kv_cache_state", "kv_cache_rows", "kv_cache_settled_0"
 SLOTS_NAME = "param_tensor"  # int32 [1, 1, 1, 7] on GPU graphs: first slot, end, end and four zeros
 TargetRole = Literal["prefill", "decode", "verify", "embed", "embed_per_layer", "head"]
 DrafterRole = Literal[
@@ -58,7 +60,13 @@ class TensorSpec(Frozen):
 
     @property
     def is_kv(self) -> bool:
+        """Whether it is kept from call to call: keys, values, and what recurrent layers have instead."""
         return "kv_cache_" in self.name
+
+    @property
+    def has_slots(self) -> bool:
+        """Whether it holds keys or values by slot."""
+        return "kv_cache_k_" in self.name or "kv_cache_v_" in self.name
 
 
 class GraphSpec(Frozen):

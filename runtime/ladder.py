@@ -111,7 +111,7 @@ def _run_target(engine: Engine, graph: GraphSpec, cache: Any, rows: Outputs, pos
 def run_graph(engine: Engine, graph: GraphSpec, inputs: Arrays, cache: Any) -> Outputs:
     """What it gives, and the rows of K/V that it wrote, int8 ones as what they are worth."""
     outputs = dict(engine.run(graph.name, inputs, cache))
-    written = [tensor.name for tensor in graph.outputs if tensor.is_kv]
+    written = [tensor.name for tensor in graph.outputs if tensor.has_slots]
     held = engine.read_kv(cache) if written else {}
     steps = {layer.layer: layer.steps for layer in engine.manifest.kv}
     for name in written:

@@ -18,6 +18,7 @@ The reader owns the format: `export` imports this module and fills it in.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -28,7 +29,7 @@ from .calm import Calibration
 from .drafter_specs import DrafterSpecs, Frozen
 from .errors import PocketdraftError, first_fault
 from .files import write_whole
-from .graphs import GraphSpec, KVLayer, TensorSpec
+from .graphs import STATE, GraphSpec, KVLayer, TensorSpec
 
 FORMAT_VERSION = 2
 Backend = Literal["litert", "executorch", "onnx"]
@@ -107,7 +108,8 @@ class Tuned(Frozen):
 class Manifest(Frozen):
     """Everything a runtime must know to run the bundle. `files` covers every byte but this file's own.
 
-    `calm` is what `pocketdraft calm` certified: lossy, and nothing that a runtime does unasked.
+    `takes_back` is the most tokens that recurrent layers can take back, of the target or a draft model; None where
+    none is recurrent. `calm` is what `pocketdraft calm` certified: lossy, and nothing that a runtime does unasked.
     """
 
     format_version: int
@@ -124,6 +126,7 @@ class Manifest(Frozen):
     source: Sources
     versions: dict[str, str]
     files: dict[str, FileEntry]
+    takes_back: PositiveInt | None = None
     tuned: Tuned | None = None
     calm: Calibration | None = None
 
@@ -140,6 +143,11 @@ class Manifest(Frozen):
     def target_kv(self) -> tuple[TensorSpec, ...]:
         """The target's own K/V."""
         return tuple(tensor for tensor in self.graphs_of("decode")[0].inputs if tensor.is_kv)
+
+    @property
+    def target_memory(self) -> tuple[TensorSpec, ...]:
+        """What its recurrent layers have in the place of K/V."""
+        return tuple(tensor for tensor in self.target_kv if not tensor.has_slots)
 
     def part_of(self, kind: str) -> Part | None:
         """Where this kind of drafter's own graphs lie; None for one that has none but the target's."""
@@ -162,8 +170,9 @@ class Manifest(Frozen):
         return self.kv_bytes_of(self.context_length)
 
     def kv_bytes_of(self, filled: int) -> int:
-        """Of the K/V of so many positions; rings hold no more than they have slots."""
-        return sum(
+        """Of the K/V of so many positions; a ring holds no more than it has slots, a recurrent layer always as much."""
+        memory = sum(4 * math.prod(tensor.shape) for tensor in self.target_memory)
+        return memory + sum(
             2 * layer.heads * layer.head_dim * min(filled, layer.slots or filled) * (1 if layer.steps else 4)
             for layer in self.kv
         )
@@ -237,6 +246,9 @@ def _check_consistency(path: Path, manifest: Manifest) -> None:
     for role in ("embed", "prefill", "decode", "verify", *(role for spec in specs for role in spec.needed)):
         if not manifest.graphs_of(role):
             raise PocketdraftError(f"{path} has no {role} graph; export the bundle again.")
+    recurrent = any(STATE in tensor.name for graph in manifest.graphs for tensor in graph.inputs)
+    if recurrent and manifest.takes_back is None:
+        raise PocketdraftError(f"{path} has recurrent layers and no takes_back; export the bundle again.")
     missing = next((graph for graph in manifest.graphs if graph.part not in manifest.parts), None)
     if missing:
         raise PocketdraftError(

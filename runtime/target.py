@@ -54,8 +54,15 @@ class Target:
         self.experience = Experience(Times([graph.width for graph in self._verifies]))
         self._early = next(iter(manifest.graphs_of("exit_draft")), None)
         self._late_verifies = manifest.graphs_of("exit_verify")
+        self._readers = [self._verifies[0], *self._prefills]
+        self._padding = self.context_length  # the most that a prefill may have
         self._widest = max(graph.width for graph in (*self._prefills, *self._verifies))
         self._ring = min((layer.slots for layer in manifest.kv if layer.slots), default=self.context_length)
+        self._recurrent = bool(manifest.target_memory)
+        if self._recurrent:
+            assert manifest.takes_back, "a recurrent layer, and the manifest does not say what it takes back"
+            self._readers = sorted((*self._verifies, *self._prefills), key=lambda graph: graph.width)
+            self._padding = self._widest = self._ring = manifest.takes_back
         self._embedder = manifest.graphs_of("embed")[0].name
         per_layer = manifest.graphs_of("embed_per_layer")
         self._per_layer_embedder = per_layer[0].name if per_layer else None
@@ -79,7 +86,8 @@ class Target:
 
         That token sees the window - 1 slots before it. A ring has window + widest - 1 slots or more (`KVLayout.of`),
         and slot s was overwritten once s plus the ring's size was written. So nothing is lost as long as the ring
-        never wrapped, or `length` lies at most the widest call's tokens before what was written.
+        never wrapped, or `length` lies at most the widest call's tokens before what was written. A recurrent layer's
+        state takes back as many tokens as the manifest says.
         """
         if cache.written <= self._ring or length >= cache.written - self._widest:
             cache.truncate(length)
@@ -153,8 +161,8 @@ class Target:
 
     @property
     def takes_trees(self) -> bool:
-        """Whether a proposal may branch."""
-        return self.engine.takes_trees
+        """Whether a proposal may branch: a recurrent layer reads its tokens one after the other."""
+        return self.engine.takes_trees and not self._recurrent
 
     def keep(self, cache: Cache, rows: Sequence[int]) -> None:
         """Commits the rows of the last verify that lie on the accepted path, row 0 being the pending token's.
@@ -167,8 +175,9 @@ class Target:
         cache.keep(range(len(rows)))
 
     def _prefill_graph(self, left: int, room: int) -> GraphSpec:
-        """The narrowest graph that takes all that is left, else the widest; always one that fits the cache."""
-        fitting = [g for g in (self._verifies[0], *self._prefills) if g.width <= room]
+        """The narrowest graph that takes all that is left, else the widest; always one that fits the cache, and has
+        no more padding than recurrent layers can take back."""
+        fitting = [g for g in self._readers if g.width <= room and g.width - left <= self._padding]
         return next((g for g in fitting if g.width >= left), fitting[-1])
 
     def _run(

@@ -153,6 +153,8 @@ def cross_check(
     name = "LiteRT-LM"
     if manifest.backend != "litert":
         return Check(name, "skipped", f"it opens LiteRT bundles, this one is for {manifest.backend}")
+    if manifest.target_memory:
+        return Check(name, "skipped", "it keeps K/V only, and knows no recurrent layers")
     if not litert_lm.installed():
         return Check(name, "skipped", "install pocketdraft[litert-lm] to run the bundle in LiteRT-LM itself")
     # LiteRT-LM does not open a file without its kind of drafter if it is to speculate.

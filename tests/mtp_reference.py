@@ -8,10 +8,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, MellumConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MellumConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3_5TextConfig,
+)
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 
+from pocketdraft.export import own_head
 from pocketdraft.export.heads import checkpoint_name
 from pocketdraft.export.models.mtp_config import MtpHeadsConfig
 from pocketdraft.export.models.mtp_heads import HeadGeometry, MtpHead
@@ -31,15 +39,27 @@ SMALL = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+}
 DENSE = {"mlp_layer_types": ["dense", "dense"], "mtp_mlp_layer_types": ["dense"], "num_mtp_layers": 1}
-KINDS = ("sliding", "full", "hidden_first", "no_qk_norm")
+KINDS = ("sliding", "full", "hidden_first", "no_qk_norm", "gated")
 
 
 def config_of(kind: str) -> PretrainedConfig:
-    """Mellum is the class with MTP layers, softmax attention and a dense MLP. Llama has none, but can be given some."""
+    """Mellum is the class with MTP layers, softmax attention and a dense MLP. Llama has none, but can be given some;
+    Qwen3.5 ("gated") has one in its checkpoints."""
     if kind == "no_qk_norm":
         config = LlamaConfig(**SMALL)
         config.num_mtp_layers = 1
+        return config
+    if kind == "gated":
+        config = Qwen3_5TextConfig(**SMALL | {"num_hidden_layers": 4}, **DELTA)
+        config.num_mtp_layers, config.mtp_layer_types = 1, ["full_attention"]
         return config
     layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
     config = MellumConfig(**SMALL, **DENSE, **layers)
@@ -52,6 +72,8 @@ def geometry_of(kind: str, theta: float) -> HeadGeometry:
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     fields = {name: SMALL[name] for name in names} | {"rope_parameters": {"rope_theta": theta}}
     fields |= {"sliding_window": WINDOW if kind == "sliding" else None, "use_qk_norm": kind != "no_qk_norm"}
+    if kind == "gated":
+        return HeadGeometry.from_config(own_head.head_config(config_of(kind)))
     return HeadGeometry.from_config(MtpHeadsConfig(**fields, mtp_hidden_states_first=kind == "hidden_first"))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pocketdraft.runtime.drafter_specs import DrafterSpecs, MTPSpec
-from pocketdraft.runtime.graphs import GraphSpec, KVLayer
+from pocketdraft.runtime.graphs import STATE, GraphSpec, KVLayer, TensorSpec
 from pocketdraft.runtime.manifest import FORMAT_VERSION, FileEntry, Manifest, Part, Source, Sources, Tokens
 
 VOCABULARY = 12
@@ -176,6 +176,30 @@ class ScriptedEngine:
         """A hidden state: what it has read, and the committed context from which its draft started."""
         self._hidden.append((seed, sequence))
         return len(self._hidden) - 1
+
+
+@dataclass
+class RecurrentEngine(ScriptedEngine):
+    """One recurrent layer, as `export/models/delta_net.py` has it: its state settles on what lies `back` tokens before
+    a call's end, padding included, and raises where that is gone back on."""
+
+    back: int = 5
+    settled: int = 0  # of the one sequence
+
+    def __post_init__(self) -> None:
+        state = TensorSpec(name=f"{STATE}_0", dtype="float32", shape=(1, 1, 1, 1))
+        graphs = [
+            graph.model_copy(update={"inputs": (*graph.inputs, state)}) if graph.role == "decode" else graph
+            for graph in self.manifest.graphs
+        ]
+        self.manifest = self.manifest.model_copy(update={"graphs": tuple(graphs), "takes_back": self.back})
+
+    def _target(self, spec: GraphSpec, inputs: Any, cache: Slots) -> dict[str, Any]:
+        start = int(inputs["input_pos"][0])
+        self.settled = self.settled if start else 0
+        assert start >= self.settled, f"{spec.name} goes on from {start}, the state has settled up to {self.settled}"
+        self.settled = max(self.settled, start + spec.width - self.back)
+        return super()._target(spec, inputs, cache)
 
 
 @dataclass

@@ -165,7 +165,7 @@ def test_trap_sliding_window_one_off(off):
     [
         {"hidden_act": "gelu"},
         {"attention_bias": True},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
     ],
 )
 def test_a_head_that_the_graph_does_not_cover_is_refused(fields):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import VOCABULARY, RingEngine, ScriptedEngine, next_token, plain, scripted_manifest
+from scripted import VOCABULARY, RecurrentEngine, RingEngine, ScriptedEngine, next_token, plain, scripted_manifest
 
 from pocketdraft.runtime.session import Session, open_session
 from pocketdraft.runtime.target import Target
@@ -60,6 +60,50 @@ def test_a_ring_that_wrapped_is_kept_as_far_back_as_the_widest_call_and_no_furth
     assert cache.length == (length if kept else 0)
     lost = [p for p in range(length - 3, length) if cache.handle[p % engine.slots][0] != p]
     assert bool(lost) is not kept
+
+
+@settings(deadline=None, max_examples=150)
+@given(turns=conversations, spare=st.integers(0, 4), drafter=st.sampled_from([*DRAFTERS, "mtp", "mtp_tree"]))
+def test_a_recurrent_layer_is_never_asked_for_more_than_it_can_take_back(turns, spare, drafter):
+    """As many tokens as the widest verify are all that an export asks of it; a prefill is wider, and padded."""
+    capacity = 120
+    engine = RecurrentEngine(scripted_manifest(capacity, VERIFY, (4, 16)), back=max(VERIFY) + spare)
+    session = open_session(engine, drafter, 4)
+    for share, said, budget in turns:
+        tokens = [*session.context.tokens[: int(share * len(session.context.tokens))], *said][:capacity]
+        assert answer(session, tokens, budget) == plain(tokens, budget, capacity=capacity)
+
+
+@pytest.mark.parametrize(("back", "kept"), [(5, True), (6, False)])
+def test_a_recurrent_layer_goes_back_as_far_as_it_can_and_else_begins_anew(back, kept):
+    target = Target(RecurrentEngine(scripted_manifest(120, VERIFY, PREFILL), back=5))
+    cache = target.new_cache()
+    target.prefill(cache, [1] * 40)
+    target.rewind(cache, cache.written - back)
+    assert cache.length == (40 - back if kept else 0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "graphs"),
+    [
+        (8, ["prefill_8"]),
+        (19, ["prefill_16", "verify_3"]),
+        (9, ["prefill_8", "decode"]),  # prefill_16 would have 7 tokens of padding
+        (11, ["prefill_16"]),
+        (6, ["prefill_8"]),
+        (33, ["prefill_16", "prefill_16", "decode"]),
+    ],
+)
+def test_a_prefill_of_a_recurrent_layer_has_no_more_padding_than_can_be_taken_back(tokens, graphs):
+    engine = RecurrentEngine(scripted_manifest(120, VERIFY, (8, 16)), back=5)
+    target = Target(engine)
+    target.prefill(target.new_cache(), [1] * tokens)
+    assert [call for call in engine.calls if "embedder" not in call] == graphs
+
+
+def test_a_target_with_recurrent_layers_takes_no_trees():
+    """A state has no branches, whatever an engine can do with K/V."""
+    assert not Target(RecurrentEngine(scripted_manifest())).takes_trees
 
 
 def test_a_ring_that_never_wrapped_is_kept_however_far_back():

@@ -43,6 +43,9 @@ class InPlace(Plain):
     def write_rows(self, cache: Tensor, rows: Tensor, start: Tensor, axis: int, ring: bool) -> Tensor:
         return cache.index_copy_(axis, slots_of(cache, rows, start, axis), rows)
 
+    def replace(self, old: Tensor, new: Tensor) -> Tensor:
+        return old.copy_(new)
+
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         # A matmul of four dimensions becomes expand, view and bmm, of which XNNPACK takes the bmm only.
         product = torch.bmm(a.reshape(a.shape[1:]), b.reshape(b.shape[1:]).transpose(1, 2))
@@ -56,7 +59,8 @@ class DelegatedRMSNorm(nn.Module):
 
     def __init__(self, norm: RMSNorm) -> None:
         super().__init__()
-        self.eps, self.weight = norm.eps, norm.weight
+        self.eps = norm.eps
+        self.weight = None if norm.scale is None else nn.Parameter(norm.scale.detach(), requires_grad=False)
         self.register_buffer("mean", torch.full((1, norm.size), 1.0 / norm.size))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,7 +204,7 @@ class KVMover(nn.Module):
     def __init__(self, kv: KVBuffers, target: Step, rows: int) -> None:
         super().__init__()
         self.kv, self.rows = kv, rows
-        names = [tensor.name for tensor in target.spec.inputs if tensor.is_kv]
+        names = [tensor.name for tensor in target.spec.inputs if tensor.is_kv and tensor.has_slots]
         self.axes = {name: SLOT_AXES[name.rpartition("_")[0]] for name in names}
 
     def forward(self, sources: Tensor, places: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class FusedRMSNorm(nn.Module):
     def __init__(self, norm: RMSNorm) -> None:
         super().__init__()
         self.eps = norm.eps
-        self.register_buffer("weight", torch.ones(norm.size) if norm.weight is None else norm.weight.detach())
+        self.register_buffer("weight", torch.ones(norm.size) if norm.scale is None else norm.scale.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         return x / torch.sqrt(x.pow(2.0).mean(-1, keepdim=True) + self.eps) * self.weight

@@ -15,10 +15,16 @@ from torch import Tensor
 class KVAccess(Protocol):
     """How a graph reaches K/V: K is [1, G, S, d], V is [1, G, d, S] (transposed, as LiteRT-LM keeps it).
 
-    `last`, int32 [1], is the last position that K/V holds once the call has written.
+    `last`, int32 [1], is the last position that K/V holds once the call has written. `widest` is the most tokens of a
+    call, where their number is symbolic. A recurrent layer's memory is a state and the rows of the last tokens (see
+    `delta_net.py`), all settled up to the position `settled`, int32 [1].
     """
 
     last: Tensor
+    widest: int
+
+    @property
+    def settled(self) -> Tensor: ...
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Stores new rows, [1, G, T, d] each, at the call's positions."""
@@ -27,6 +33,15 @@ class KVAccess(Protocol):
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         """Attention as the backend computes it best: query and result [1, G, R, d], additive mask [1, 1, R, S]."""
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b^T over the last two of four dimensions, as the backend computes it best."""
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor]: ...
+
+    def remember(self, layer: int, state: Tensor, rows: Tensor) -> None: ...
+
+    def settle(self, position: Tensor) -> None: ...
 
 
 def rotary(head_dim: int, theta: float, fraction: float, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +55,9 @@ def rotary(head_dim: int, theta: float, fraction: float, positions: Tensor) -> t
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies RoPE to x [1, heads, T, d]."""
+    """Applies RoPE to x [1, heads, T, d], or to its first dimensions where cos and sin [T, r] are of no more."""
+    if (turned := cos.shape[-1]) < x.shape[-1]:
+        return torch.cat([rotate(x[..., :turned], cos, sin), x[..., turned:]], -1)
     half = x.shape[-1] // 2
     low, high = x[..., :half], x[..., half:]
     return x * cos + torch.cat([-high, low], -1) * sin

@@ -20,8 +20,23 @@ from .masks import Kind, additive_masks, held_positions
 
 
 @dataclass(frozen=True)
+class Recurrence:
+    """What a recurrent layer keeps instead of K/V: a state [heads, value_dim, key_dim], and `row` numbers of each of
+    the last tokens, of which its convolution looks `before` tokens back. See `delta_net.py`."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    row: int
+    before: int
+
+
+@dataclass(frozen=True)
 class Layer:
-    """Geometry of one decoder layer. It attends over the K/V of target layer `reads`: its own or an earlier one's."""
+    """Geometry of one decoder layer. It attends over the K/V of target layer `reads`: its own or an earlier one's.
+
+    A recurrent layer has none, whatever its kind: `recurrence` is what it has.
+    """
 
     kind: Kind
     owns_kv: bool
@@ -30,6 +45,7 @@ class Layer:
     head_dim: int
     intermediate: int
     v_is_k: bool = False
+    recurrence: Recurrence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +63,12 @@ class Geometry:
     softcap: float | None = None
     embedding_scale: float = 1.0
     tied_head: bool = True  # to the embedding, unless a checkpoint has a head of its own
+    zero_centred: bool = False  # norms: see `RMSNorm`
+
+    @property
+    def recurrent(self) -> dict[int, Recurrence]:
+        """By layer."""
+        return {index: layer.recurrence for index, layer in enumerate(self.layers) if layer.recurrence}
 
     def last_owner(self, kind: Kind) -> int:
         """The layer whose K/V the KV-shared layers of this kind, and the drafter, read.
@@ -69,7 +91,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.layers = nn.ModuleList(layers)
-        self.norm = RMSNorm(geometry.hidden, geometry.eps)
+        self.norm = RMSNorm(geometry.hidden, geometry.eps, zero_centred=geometry.zero_centred)
 
     def forward(self, x: Tensor, per_layer: Tensor | None, positions: Tensor, mask: Tensor, kv: KVAccess) -> Tensor:
         return self.norm(self.states(x, per_layer, positions, mask, kv)[-1])  # type: ignore[no-any-return]

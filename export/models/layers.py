@@ -7,14 +7,21 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float, scaled: bool = True) -> None:
+    """`zero_centred` says that its weights are what is added to one."""
+
+    def __init__(self, size: int, eps: float, scaled: bool = True, zero_centred: bool = False) -> None:
         super().__init__()
-        self.size, self.eps = size, eps
+        self.size, self.eps, self.zero_centred = size, eps, zero_centred
         self.weight = nn.Parameter(torch.empty(size)) if scaled else None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """What normed rows are multiplied by."""
+        return self.weight if self.weight is None or not self.zero_centred else self.weight + 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps)
-        return x if self.weight is None else x * self.weight
+        return x if self.scale is None else x * self.scale
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
@@ -16,7 +17,8 @@ from .layers import GatedMLP, RMSNorm, SiLU, linear
 
 @dataclass(frozen=True)
 class LayerSize:
-    """`qk_norm` says that queries and keys of each head are normed."""
+    """`qk_norm` says that queries and keys of each head are normed, `gated` that a gate beside each head's query is
+    what its attention is multiplied by, `zero_centred` that all norms are (see `RMSNorm`): Qwen3.5 has all three."""
 
     hidden: int
     intermediate: int
@@ -25,9 +27,11 @@ class LayerSize:
     head_dim: int
     eps: float
     qk_norm: bool
+    gated: bool = False
+    zero_centred: bool = False
 
     @staticmethod
-    def of(config: PretrainedConfig, qk_norm: bool) -> LayerSize:
+    def of(config: PretrainedConfig, qk_norm: bool, gated: bool = False, zero_centred: bool = False) -> LayerSize:
         return LayerSize(
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
@@ -36,7 +40,12 @@ class LayerSize:
             head_dim=config.head_dim,
             eps=config.rms_norm_eps,
             qk_norm=qk_norm,
+            gated=gated,
+            zero_centred=zero_centred,
         )
+
+    def norm(self, size: int) -> RMSNorm:
+        return RMSNorm(size, self.eps, zero_centred=self.zero_centred)
 
 
 class Attention(nn.Module):
@@ -45,12 +54,13 @@ class Attention(nn.Module):
     def __init__(self, size: LayerSize, index: int) -> None:
         super().__init__()
         self.index, self.head_dim, self.scale = index, size.head_dim, size.head_dim**-0.5
-        self.q_proj = linear(size.hidden, size.heads * size.head_dim)
+        self.gated = size.gated
+        self.q_proj = linear(size.hidden, size.heads * size.head_dim * (2 if size.gated else 1))
         self.k_proj = linear(size.hidden, size.kv_heads * size.head_dim)
         self.v_proj = linear(size.hidden, size.kv_heads * size.head_dim)
         self.o_proj = linear(size.heads * size.head_dim, size.hidden)
-        self.q_norm = RMSNorm(size.head_dim, size.eps) if size.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(size.head_dim, size.eps) if size.qk_norm else nn.Identity()
+        self.q_norm = size.norm(size.head_dim) if size.qk_norm else nn.Identity()
+        self.k_norm = size.norm(size.head_dim) if size.qk_norm else nn.Identity()
 
     def remember(self, x: Tensor, rope: tuple[Tensor, Tensor], kv: KVAccess) -> None:
         """Writes K/V of x [1, T, D]."""
@@ -60,8 +70,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
         """[1, T, D] -> [1, T, D] under the additive mask [1, 1, T, S]."""
         self.remember(x, rope, kv)
-        query = rotate(self.q_norm(split_heads(self.q_proj(x), self.head_dim)).transpose(1, 2), *rope)
-        return self.o_proj(attend_grouped(query * self.scale, mask, kv, self.index))  # type: ignore[no-any-return]
+        projected = self.q_proj(x)
+        if self.gated:
+            by_head = split_heads(projected, 2 * self.head_dim)
+            projected, gate = (half.reshape(1, x.shape[1], -1) for half in by_head.chunk(2, -1))
+        query = rotate(self.q_norm(split_heads(projected, self.head_dim)).transpose(1, 2), *rope)
+        mixed = attend_grouped(query * self.scale, mask, kv, self.index)
+        return self.o_proj(mixed * torch.sigmoid(gate) if self.gated else mixed)  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -69,8 +84,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(size, index)
         self.mlp = GatedMLP(size.hidden, size.intermediate, SiLU())
-        self.input_layernorm = RMSNorm(size.hidden, size.eps)
-        self.post_attention_layernorm = RMSNorm(size.hidden, size.eps)
+        self.input_layernorm = size.norm(size.hidden)
+        self.post_attention_layernorm = size.norm(size.hidden)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, kv: KVAccess) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, kv)

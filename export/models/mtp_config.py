@@ -13,7 +13,7 @@ class MtpHeadsConfig(PretrainedConfig):  # type: ignore[misc]
     `hidden_size` and `vocab_size` are the target's, `sliding_window` None is full attention; layers N may be numbered
     from 0, or go on after the target's `num_hidden_layers`. With `draft_vocab_size` the checkpoint has a head of its
     own over so many tokens (`mtp.lm_head`, and by `mtp.token_rows` [V] each token's row, or one past the last), as
-    EAGLE-3's have.
+    EAGLE-3's have. `attn_output_gate` and `zero_centred_norms` are Qwen3.5's (see `llama_layer.LayerSize`).
     """
 
     model_type = "pocketdraft_mtp_heads"
@@ -27,6 +27,8 @@ class MtpHeadsConfig(PretrainedConfig):  # type: ignore[misc]
     hidden_act: str = "silu"
     attention_bias: bool = False
     use_qk_norm: bool = True
+    attn_output_gate: bool = False
+    zero_centred_norms: bool = False
     rms_norm_eps: float = 1e-6
     rope_parameters: dict | None = None
     sliding_window: int | None = None

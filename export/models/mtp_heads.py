@@ -1,7 +1,7 @@
 """Native MTP heads, written for export: decoder layers more, trained with the target, that draft.
 
-The same arithmetic as transformers' `MtpLayer` over a layer of Mellum, Qwen3 or Llama, with static shapes and K/V as
-explicit tensors. One row is one call's token and the hidden state before it:
+The same arithmetic as transformers' `MtpLayer` over a layer of Mellum, Qwen3, Qwen3.5 (one of attention) or Llama, with
+static shapes and K/V as explicit tensors. One row is one call's token and the hidden state before it:
 
     hidden of position p, after the target's final norm    what the head has of the past
     embedding of the token of position p + 1               the token that follows it
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .attention import KVAccess, rotary
-from .layers import RMSNorm, linear
+from .layers import linear
 from .llama_layer import DecoderLayer, LayerSize
 from .masks import additive_masks, held_positions
 from .mtp_config import MtpHeadsConfig
@@ -43,6 +43,7 @@ class HeadGeometry:
     size: LayerSize
     window: int | None  # of sliding attention; None is full
     theta: float
+    turned: int  # dimensions of a head that RoPE turns
     hidden_first: bool
     vocab: int
     draft_vocab: int  # tokens that it drafts; 0 is all of them, by the target's head
@@ -51,18 +52,20 @@ class HeadGeometry:
     def from_config(config: MtpHeadsConfig) -> HeadGeometry:
         """Raises PocketdraftError for what the graph does not cover: biases, other activations, scaled RoPE."""
         rope = config.rope_parameters or {"rope_theta": 10000.0}
-        kind, partial = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1.0)
-        if config.attention_bias or config.hidden_act != "silu" or kind != "default" or partial != 1.0:
+        kind = rope.get("rope_type", "default")
+        if config.attention_bias or config.hidden_act != "silu" or kind != "default":
             raise PocketdraftError(
-                f"The MTP head has attention_bias={config.attention_bias}, activation {config.hidden_act}, RoPE {kind} "
-                f"over {partial} of the head; pocketdraft exports those without bias, with silu and default RoPE over "
-                "all of it."
+                f"The MTP head has attention_bias={config.attention_bias}, activation {config.hidden_act}, RoPE "
+                f"{kind}; pocketdraft exports those without bias, with silu and default RoPE."
             )
-        size = LayerSize.of(config, qk_norm=config.use_qk_norm)
+        size = LayerSize.of(
+            config, qk_norm=config.use_qk_norm, gated=config.attn_output_gate, zero_centred=config.zero_centred_norms
+        )
         return HeadGeometry(
             size=size,
             window=config.sliding_window,
             theta=rope["rope_theta"],
+            turned=int(config.head_dim * rope.get("partial_rotary_factor", 1.0)),
             hidden_first=config.mtp_hidden_states_first,
             vocab=config.vocab_size,
             draft_vocab=config.draft_vocab_size or 0,
@@ -75,12 +78,12 @@ class MtpHead(nn.Module):
     def __init__(self, geometry: HeadGeometry, index: int = 0) -> None:
         super().__init__()
         self.geometry, self.index = geometry, index
-        hidden, eps = geometry.size.hidden, geometry.size.eps
-        self.pre_fc_norm_embedding = RMSNorm(hidden, eps)
-        self.pre_fc_norm_hidden = RMSNorm(hidden, eps)
+        hidden, norm = geometry.size.hidden, geometry.size.norm
+        self.pre_fc_norm_embedding = norm(hidden)
+        self.pre_fc_norm_hidden = norm(hidden)
         self.fc = linear(2 * hidden, hidden)
         self.layers = nn.ModuleList([DecoderLayer(geometry.size, index)])
-        self.norm = RMSNorm(hidden, eps)
+        self.norm = norm(hidden)
         if geometry.draft_vocab:
             self.lm_head = linear(hidden, geometry.draft_vocab)
             self.token_rows = nn.Parameter(torch.empty(geometry.vocab, dtype=torch.int64), requires_grad=False)
@@ -102,7 +105,7 @@ class MtpHead(nn.Module):
         x = self.fc(torch.cat([before, embedded] if g.hidden_first else [embedded, before], -1))
         held = held_positions(kv.read(self.index)[0].shape[2], mask.shape[-1], kv.last)
         masks = additive_masks(mask, positions, g.window or mask.shape[-1], held)
-        rope = rotary(g.size.head_dim, g.theta, 1.0, positions)
+        rope = rotary(g.turned, g.theta, 1.0, positions)
         x = self.layers[0](x, rope, masks["sliding" if g.window else "full"], kv)
         return self.norm(x)  # type: ignore[no-any-return]
 

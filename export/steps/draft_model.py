@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from transformers import PretrainedConfig
 
@@ -48,8 +49,8 @@ def describe(model: Target, plan: Plan, target: Target) -> DraftModelSpec:
 
 def steps(model: Target, plan: Plan, target: Target, target_kv: KVLayout, operators: Operators) -> list[Step]:
     """As the target's, but for `verify`: one token is drafted at a time."""
-    layout = KVLayout.of(model.geometry, plan.context, plan.ring_width)
-    layout = KVLayout(layout.layers, layout.context, f"{KIND}_")
+    layout = KVLayout.of(model.geometry, plan.context, plan.ring_width, back=max(plan.verify))
+    layout = replace(layout, owner=f"{KIND}_")
     own = target_steps(model, layout, plan.prefill, (), operators)
     return [Step(_moved(step.spec), step.module) for step in (*own, *embedder_steps(model))]
 

@@ -148,6 +148,11 @@ def _cuts(model: Exits | None, plan: Plan, target: Target) -> tuple[int, ...]:
 
     Raises PocketdraftError for an exit that leaves no layer after it.
     """
+    if target.geometry.recurrent:
+        asked = ",".join(map(str, plan.early_exit)) or "asked for"
+        raise PocketdraftError(
+            f"--early-exit is {asked}, the target has recurrent layers, which no token can skip; leave it out."
+        )
     count = len(target.geometry.layers)
     own = sum(layer.owns_kv for layer in target.geometry.layers)
     trained = model.cuts if model else ()

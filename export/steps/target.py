@@ -39,9 +39,17 @@ class _TargetStep(nn.Module):
     """Prefill keeps K/V only; decode and verify also give logits and the hidden state after the final norm."""
 
     def __init__(
-        self, target: Target, layout: KVLayout, operators: Operators, outputs: tuple[str, ...], taps: tuple[int, ...]
+        self,
+        target: Target,
+        layout: KVLayout,
+        operators: Operators,
+        width: int,
+        outputs: tuple[str, ...],
+        taps: tuple[int, ...],
     ) -> None:
+        """`width` is the graph's: where it is symbolic, the most that it can be."""
         super().__init__()
+        self.width = width
         self.trunk = target.trunk
         self.outputs, self.taps = outputs, taps
         self.lm_head = target.lm_head if "logits" in outputs else None
@@ -58,7 +66,7 @@ class _TargetStep(nn.Module):
     ) -> dict[str, Tensor]:
         start = input_pos[:1]
         last = start + (input_pos.shape[0] - 1)
-        kv = open_kv(self.kv_steps, kv_cache, start, last, mask.shape[-1], self.operators, self.owner)
+        kv = open_kv(self.kv_steps, kv_cache, start, last, mask.shape[-1], self.operators, self.owner, self.width)
         states = self.trunk.states(embeddings, per_layer_embeddings, input_pos, mask, kv)
         found = dict(kv.tensors)
         if self.taps:
@@ -124,7 +132,7 @@ def target_steps(
             inputs=(*target_inputs(target, layout, width), *layout.tensors(), *operators.inputs),
             outputs=(*(spec(one, "float32", 1, width, size) for one, size in sizes.items()), *layout.tensors()),
         )
-        return Step(graph, _TargetStep(target, layout, operators, tuple(sizes), wants.taps).eval())
+        return Step(graph, _TargetStep(target, layout, operators, width, tuple(sizes), wants.taps).eval())
 
     return [
         *(step(f"prefill_{width}", "prefill", width) for width in prefill),

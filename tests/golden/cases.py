@@ -30,6 +30,7 @@ class Case:
     sampling: Sampling = GREEDY
     rule: Rule = "exact"
     ring: bool = False
+    recurrent: int = 0  # a layer that takes back so many tokens
     schedule: Schedule | None = None
     per_layer: bool = True
     late: int = 0  # so many tokens of the prompt are in the cache before the drafter sees any
@@ -105,6 +106,20 @@ CASES = (
         drafter="none",
         ring=True,
     ),
+    Case(
+        "a recurrent layer that takes two tokens back, and little padding",
+        (Turn(PROMPT, 4), Turn((*PROMPT, 3, 1), 4, rewind=True), Turn((7, 7), 4)),
+        drafts=1,
+        recurrent=2,
+        verify=(2,),
+    ),
+    Case(
+        "a recurrent layer that cannot take so much back",
+        (Turn((*PROMPT, *PROMPT), 9), Turn((*PROMPT, 2), 4, rewind=True)),
+        drafter="prompt_lookup",
+        recurrent=5,
+    ),
+    Case("a recurrent layer takes no trees", (Turn(PROMPT, 7),), "mtp_tree", 6, recurrent=5, verify=(2, 5)),
     Case("exact match", (Turn(PROMPT, 12),), sampling=WARM),
     Case("rejection", (Turn(PROMPT, 14),), sampling=Sampling(temperature=2.5, seed=5), rule="rejection"),
     Case(

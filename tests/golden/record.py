@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from golden.cases import CASES, WARM, Case
 from golden.graphs import manifest_of
-from scripted import VOCABULARY, RingEngine, ScriptedEngine
+from scripted import VOCABULARY, RecurrentEngine, RingEngine, ScriptedEngine
 from scripted_drafters import EveryDrafter
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -180,6 +180,8 @@ def _session(case: Case) -> Json:
 def _recorded(case: Case, patch: pytest.MonkeyPatch) -> Json:
     manifest = manifest_of(case.drafter, CAPACITY, case.stop, case.per_layer, case.heads, case.verify)
     scripted = RingEngine(manifest) if case.ring else ScriptedEngine(manifest)
+    if case.recurrent:
+        scripted = RecurrentEngine(manifest, back=case.recurrent)
     if manifest.drafters.kinds != ("mtp",):
         scripted = EveryDrafter(manifest, known_from=case.late)
     scripted.wrong_half, scripted.takes_trees = not case.unsure, case.takes_trees

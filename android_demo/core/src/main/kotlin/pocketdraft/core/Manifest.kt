@@ -8,6 +8,9 @@ const val MANIFEST_NAME = "bundle.json"
 const val TOKENIZER_NAME = "tokenizer.json"
 const val KV_PREFIX = "kv_cache_" // of the target's; a drafter's own have its name before that
 
+private const val STATE = "kv_cache_state"
+private val SLOTTED = listOf("kv_cache_k_", "kv_cache_v_") // keys and values
+
 enum class Backend { LITERT, EXECUTORCH, ONNX }
 
 /** What a graph is for. Those that the phone does not run (yet) are read and left alone. */
@@ -40,6 +43,9 @@ enum class DType(val bytes: Int) { FLOAT32(4), FLOAT16(2), INT32(4), INT8(1), BO
 
 data class TensorSpec(val name: String, val dtype: DType, val shape: List<Int>) {
     val isKV get() = KV_PREFIX in name
+
+    /** Of a recurrent layer, which has a state in the place of K/V. */
+    val isState get() = STATE in name
     val elements get() = shape.fold(1, Int::times)
     val bytes get() = elements * dtype.bytes
 }
@@ -87,6 +93,9 @@ data class Tuned(val drafter: String, val drafts: Int, val schedule: Scheduled?,
 class Manifest private constructor(val folder: File, root: Record) {
     val backend = root.choice("backend", Backend.entries)
     val contextLength = root.int("context_length")
+
+    /** The most tokens that recurrent layers can take back, of the target or a draft model. */
+    val takesBack = root.intOrNull("takes_back")
     val vocabSize = root.int("vocab_size")
     val kv = root.records("kv").map(::kvLayer)
     private val allGraphs = root.records("graphs").map(::graph)
@@ -150,7 +159,7 @@ class Manifest private constructor(val folder: File, root: Record) {
     /** Of one sequence's K/V. */
     val kvBytes: Long
         get() = kv.sumOf { 2L * it.heads * it.headDim * (it.slots ?: contextLength) * (if (it.quantized) 1 else 4) } +
-            kvTensors.values.map { it.first }.filterNot { it.name.startsWith(KV_PREFIX) }.sumOf { it.bytes.toLong() }
+            kvTensors.values.map { it.first }.filterNot { tensor -> SLOTTED.any(tensor.name::startsWith) }.sumOf { it.bytes.toLong() }
 
     private fun kvLayer(record: Record): KVLayer {
         val steps = !record.isNull("steps")

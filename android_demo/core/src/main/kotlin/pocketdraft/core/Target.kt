@@ -25,12 +25,16 @@ class Target(
     ring: Int? = engine.manifest.kv.mapNotNull { it.slots }.minOrNull(),
 ) {
     private val manifest = engine.manifest
-    private val ring = ring ?: manifest.contextLength
     private val prefills = graphsOf(Role.PREFILL)
     private val verifies = graphsOf(Role.DECODE) + graphsOf(Role.VERIFY)
     private val early = graphsOf(Role.EXIT_DRAFT).singleOrNull()
     private val lateVerifies = graphsOf(Role.EXIT_VERIFY)
-    private val widest = (prefills + verifies).maxOf { it.width }
+    private val recurrent = verifies.first().inputs.any { it.isState }
+    private val takesBack = if (recurrent) checkNotNull(manifest.takesBack) else null
+    private val readers = if (recurrent) (verifies + prefills).sortedBy { it.width } else listOf(verifies.first()) + prefills
+    private val padding = takesBack ?: manifest.contextLength // the most that a prefill may have
+    private val ring = takesBack ?: ring ?: manifest.contextLength
+    private val widest = takesBack ?: (prefills + verifies).maxOf { it.width }
     private val embedders = mapOf("embeddings" to Role.EMBED, "per_layer_embeddings" to Role.EMBED_PER_LAYER)
         .mapNotNull { (input, role) -> graphsOf(role).firstOrNull()?.let { input to it } }
     private val inputs = HashMap<String, Map<String, ByteBuffer>>()
@@ -56,7 +60,13 @@ class Target(
     /** An empty sequence. */
     fun newCache() = Cache(engine.newCache(), manifest.contextLength)
 
-    /** Goes back to [length] slots, or to none where a ring no longer holds what a token there looks back at. */
+    /** Whether a proposal may branch: a recurrent layer reads its tokens one after the other. */
+    val takesTrees get() = engine.takesTrees && !recurrent
+
+    /**
+     * Goes back to [length] slots, or to none where a ring no longer holds what a token there looks back at, or recurrent
+     * layers cannot take so much back.
+     */
     fun rewind(cache: Cache, length: Int) {
         if (cache.written <= ring || length >= cache.written - widest) cache.truncate(length) else cache.clear()
     }
@@ -72,8 +82,9 @@ class Target(
         val found = ArrayList<Prefilled>()
         var left = tokens
         while (left.isNotEmpty()) {
-            // The narrowest graph that takes all that is left, else the widest; always one that fits the cache.
-            val fitting = (listOf(verifies.first()) + prefills).filter { it.width <= cache.room }
+            // The narrowest graph that takes all that is left, else the widest; always one that fits the cache, and has
+            // no more padding than recurrent layers can take back.
+            val fitting = readers.filter { it.width <= cache.room && it.width - left.size <= padding }
             val graph = fitting.find { it.width >= left.size } ?: fitting.last()
             val chunk = left.take(graph.width)
             val outputs = run(graph, cache, chunk)
@@ -196,7 +207,7 @@ class Target(
     }
 
     private fun checkTree(tree: Proposal) {
-        if (!engine.takesTrees) {
+        if (!takesTrees) {
             throw PocketdraftError("The proposal is a tree of ${tree.size}, this engine cannot move K/V rows; propose a chain.")
         }
         val deepest = tree.depths.max()

@@ -21,7 +21,7 @@ class DFlashTreeDrafter(target: Target, cache: Cache, sampler: Sampler, earlySto
     }
 
     override fun propose(context: Context, count: Int): Proposal {
-        if (!target.engine.takesTrees) return super.propose(context, count)
+        if (!target.takesTrees) return super.propose(context, count)
         val outputs = block(context, count) ?: return Proposal.NOTHING
         val rows = 1..minOf(count, DEEPEST, spec.block - 1) // no tree of so many nodes is deeper
         return bestTree(rows.map { likeliest(sampler.likely(target.logits(outputs, it), context.tokens), count) }, count)

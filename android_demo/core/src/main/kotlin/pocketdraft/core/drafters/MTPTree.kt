@@ -46,7 +46,7 @@ class MTPTreeDrafter(target: Target, cache: Cache, private val sampler: Sampler,
      */
     override fun propose(context: Context, count: Int): Proposal {
         drafted = emptyList()
-        if (!seeded || count < 1 || !target.engine.takesTrees) return super.propose(context, count)
+        if (!seeded || count < 1 || !target.takesTrees) return super.propose(context, count)
         val gains = Gains(right.map { counts -> counts.sum().let { all -> counts.map { it / all } } }, count)
         val chain = Chain(context, sampler, earlyStop ?: gains, RANKS)
         draft(chain, context.last, minOf(count, DEEPEST))
