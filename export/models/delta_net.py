@@ -40,8 +40,8 @@ class Recent:
     """What all recurrent layers of a call have in common: where its tokens lie, and those that were not settled."""
 
     back: int
-    before: Tensor  # int32 [B + W]: which of the kept rows come before the call's
-    kept: Tensor  # int32 [B + W]: which of those and the call's own are kept for the next
+    before: Tensor  # float32 [1, 1, B + W, B + W]: takes of the kept rows those that come before the call's
+    kept: Tensor  # float32 [1, 1, B + W, B + W + T]: of those and the call's own, what is kept for the next
     told: Tensor  # float32 [1, B + W + T, 1]: 1 where there is such a token at all
     live: Tensor  # float32 [1, 1, N]: 1 where the state does not hold it yet
     settles: Tensor  # float32 [1, 1, N]: 1 where the state that is kept will
@@ -64,8 +64,8 @@ class Recent:
         own = rows[before:]
         return Recent(
             back=back,
-            before=torch.clamp(index + (start - settled - back), 0, last),
-            kept=torch.clamp(index + (after - before - first), 0, last + tokens),
+            before=_choice(index + (start - settled - back), last + 1),
+            kept=_choice(index + (after - before - first), last + 1 + tokens),
             told=_ones(rows >= 0).reshape(1, -1, 1),
             live=_ones(own >= settled).reshape(1, 1, -1),
             settles=_ones(own < after).reshape(1, 1, -1),
@@ -99,6 +99,12 @@ def _blocks(index: Tensor, most: int) -> Iterator[Tensor]:
         odd = torch.remainder(block, 2)
         yield (_ones(block[:, None] == block[None] + 1) * odd[:, None].to(torch.float32))[None, None]
         size *= 2
+
+
+def _choice(rows: Tensor, count: int) -> Tensor:
+    """A product with it takes these of so many rows, nothing where there is none such: a gather, where delegates have
+    none. float32 [1, 1, len(rows), count]"""
+    return _ones(rows[:, None] == torch.arange(count, dtype=torch.int32)[None])[None, None]
 
 
 def _ones(where: Tensor) -> Tensor:
@@ -173,7 +179,7 @@ class GatedDeltaNet(nn.Module):
         tokens = x.shape[1]
         state, kept = kv.memory(self.index)
         own = torch.cat([self.in_proj_qkv(x), self.in_proj_b(x), self.in_proj_a(x)], -1)
-        rows = torch.cat([kept.index_select(1, recent.before), own], 1)  # [1, B + W + T, R]
+        rows = torch.cat([_chosen(recent.before, kept, kv), own], 1)  # [1, B + W + T, R]
         mixed = self.silu(self.conv1d(rows[..., : self.channels] * recent.told))  # [1, N, C]
         before = rows.shape[1] - mixed.shape[1]
         step, decay = rows[:, before:, self.channels :].transpose(1, 2).split(self.heads, 1)  # [1, H, N] each
@@ -182,7 +188,7 @@ class GatedDeltaNet(nn.Module):
         query, key = self._unit_heads(mixed[..., : 2 * self.keys])
         value = _by_head(mixed[..., 2 * self.keys :], self.heads)
         read, state = self._block(query, key, value, step, decay, state * recent.goes_on, recent, kv)
-        kv.remember(self.index, state, rows.index_select(1, recent.kept))
+        kv.remember(self.index, state, _chosen(recent.kept, rows, kv))
         read = read[:, :, recent.back :].transpose(1, 2)  # [1, T, H, V]
         gate = self.silu(self.in_proj_z(x)).reshape(read.shape)
         return self.out_proj((self.norm(read) * gate).reshape(1, tokens, self.values))  # type: ignore[no-any-return]
@@ -194,8 +200,9 @@ class GatedDeltaNet(nn.Module):
         one constant into one delegate, whatever lies between them.
         """
         heads = self.unit(_by_head(x, 2 * self.key_heads)) * self.key_dim**-0.5
-        served = torch.arange(2 * self.heads, dtype=torch.int32) // (self.heads // self.key_heads)
-        query, key = heads.index_select(1, served).split(self.heads, 1)
+        flat = heads.reshape(1, 2 * self.key_heads, 1, -1)
+        served = torch.cat([flat] * (self.heads // self.key_heads), 2).reshape(1, 2 * self.heads, -1, self.key_dim)
+        query, key = served.split(self.heads, 1)
         return query, key
 
     def _block(
@@ -230,6 +237,11 @@ class GatedDeltaNet(nn.Module):
         left = torch.exp(torch.clamp(settled - cumulated, max=0.0)) * recent.settles
         added = kv.product(delta.transpose(-1, -2), (key * left[..., None]).transpose(-1, -2))  # [1, H, V, K]
         return read, state * torch.exp(settled)[..., None] + added
+
+
+def _chosen(choice: Tensor, rows: Tensor, kv: KVAccess) -> Tensor:
+    """Of rows [1, n, R]: see `_choice`."""
+    return kv.product(choice, rows[:, None].transpose(2, 3))[:, 0]
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
