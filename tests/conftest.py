@@ -30,6 +30,14 @@ class Pair:
 
 
 @pytest.fixture(scope="session")
+def qwen_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A Qwen3.5 of random weights, and its own MTP head."""
+    from qwen3_5 import pair_in
+
+    return pair_in(tmp_path_factory.mktemp("qwen3_5"))
+
+
+@pytest.fixture(scope="session")
 def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
     """Random weights in E2B's shape ("shared"), 12B's and 31B's ("dense") or a size's, saved as checkpoints."""
     import torch

@@ -18,7 +18,7 @@ FOLDER = ROOT / "build" / "bundles"
 # Whatever a bundle may depend on.
 SOURCES = ("export", "quantize", "constraints.txt", "runtime/manifest.py", "runtime/graphs.py")
 SOURCES += ("runtime/drafter_specs.py", "runtime/text.py", "runtime/chat_template.py", "runtime/chat_turns.py")
-SOURCES += ("tests/conftest.py", "tests/small_sizes.py")
+SOURCES += ("tests/conftest.py", "tests/small_sizes.py", "tests/qwen3_5.py")
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:

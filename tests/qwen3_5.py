@@ -9,18 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import FEW_WIDTHS
+from kept import kept
 from mtp_reference import own_weights, randomize
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3_5TextConfig
 from transformers.modeling_layers import MtpModel
 
+from pocketdraft.export import own_head
 from pocketdraft.export.backends.eager import EagerEngine
 from pocketdraft.export.kv_layout import KVLayout
 from pocketdraft.export.models.decoder import Target
 from pocketdraft.export.models.qwen3_5 import make_target
+from pocketdraft.export.pipeline import build
+from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.step import Plain
 from pocketdraft.export.steps.target import embedder_steps, target_steps
 from pocketdraft.export.tiny import TARGET_DIR
+from pocketdraft.quantize.recipe import load
+from pocketdraft.runtime.manifest import Backend
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.tree import inputs
 
@@ -135,6 +142,22 @@ def checkpoint_with_head(folder: Path, seed: int = 0) -> Path:
     save_file(load_file(path) | head, path, {"format": "pt"})
     (folder / "tokenizer.json").write_bytes((TARGET_DIR / "tokenizer.json").read_bytes())
     return folder
+
+
+def pair_in(folder: Path) -> tuple[Path, Path]:
+    """A target, and its head taken out of it."""
+    target = checkpoint_with_head(folder / "target")
+    own_head.extract(target, folder / "head")
+    return target, folder / "head"
+
+
+def bundle_of(pair: tuple[Path, Path], backend: Backend, recipe: str) -> Path:
+    own = load(recipe)
+
+    def write(out: Path) -> None:
+        build([Plan(pair[0], pair[1:], out, Recipes(own, own, own), backend, **FEW_WIDTHS)])
+
+    return kept(f"qwen3_5-{recipe}-{backend}", write)
 
 
 def generated(folder: Path, prompt: list[int], budget: int) -> list[int]:

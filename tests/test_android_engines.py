@@ -20,6 +20,7 @@ from typing import get_args
 
 import pytest
 import shims
+from qwen3_5 import bundle_of
 from running import ROOT, android_tool, plain_tokens
 
 from pocketdraft.export.tiny import PROMPTS_FILE
@@ -118,6 +119,20 @@ def test_tokens_are_python_s(make_trained_bundle, machine, classpath, ours, back
     assert found["mtp rounds"] < found["none rounds"] / 2
     if recipe == "f32":
         assert found["none"] == tokens
+
+
+@pytest.mark.android
+@pytest.mark.parametrize("backend", ["litert", "onnx"])
+def test_recurrent_layers_take_back_what_they_take_back_in_python(qwen_pair, host, classpath, backend):
+    """Prompts with padding and without, one after the other in the memory of one sequence."""
+    bundle = bundle_of(qwen_pair, backend, "f32")
+    engine, prompts = open_engine(bundle, 1), [[5, 6, 7, 8, 5, 6, 7], list(range(30, 55)), [9, 8, 9, 8, 9]]
+    tokens = plain_tokens(Target(engine), prompts, BUDGET)
+    engine.close()
+    drafters = ["none", "prompt_lookup", "mtp_heads"]
+    job = {"bundle": str(bundle), "prompts": prompts, "budget": BUDGET, "drafters": drafters, "drafts": 4, "threads": 1}
+    found = json.loads(java(host, classpath, "pocketdraft.engines.GenerateKt", stdin=json.dumps(job)).splitlines()[-1])
+    assert all(found[drafter] == tokens for drafter in drafters)
 
 
 @pytest.mark.android

@@ -187,16 +187,14 @@ def test_trap_rows_from_before_the_beginning(monkeypatch):
     assert spoilt(lambda _: None, [("prefill_7", 0), ("prefill_7", 0), ("decode", 7)]) > 100 * LIMIT
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return checkpoint_with_head(tmp_path_factory.mktemp("qwen3_5"))
+@pytest.fixture
+def checkpoint(qwen_pair) -> Path:
+    return qwen_pair[0]
 
 
-@pytest.fixture(scope="module")
-def head(checkpoint, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("head") / "own"
-    own_head.extract(checkpoint, out)
-    return out
+@pytest.fixture
+def head(qwen_pair) -> Path:
+    return qwen_pair[1]
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 30, 63, 64, 70])
