@@ -123,13 +123,24 @@ def load_models(target: Checkpoint, *drafters: Checkpoint) -> Models:
 
 def make_steps(plan: Plan, models: Models, operators: Operators) -> tuple[list[Step], KVLayout]:
     """All graphs, part by part."""
-    if plan.device == "gpu" and models.target.geometry.recurrent:
-        raise PocketdraftError(
-            "--device is gpu, the target has recurrent layers, whose state no GPU kernel keeps; give --device cpu."
-        )
+    if models.target.geometry.recurrent:
+        _check_recurrent(plan)
     steps = kv_steps_of(plan, models)
     layout = KVLayout.of(models.target.geometry, plan.context, plan.ring_width, steps, max(plan.verify))
     return all_steps(plan, models.target, models.drafters, layout, operators), layout
+
+
+def _check_recurrent(plan: Plan) -> None:
+    """Raises PocketdraftError for what knows no recurrent layers."""
+    if plan.device == "gpu":
+        raise PocketdraftError(
+            "--device is gpu, the target has recurrent layers, whose state no GPU kernel keeps; give --device cpu."
+        )
+    if plan.out.suffix == ".litertlm":
+        raise PocketdraftError(
+            f"--out {plan.out} is LiteRT-LM's file, the target has recurrent layers, which LiteRT-LM cannot run; "
+            "give a folder, for pocketdraft's own runtimes."
+        )
 
 
 def kv_steps_of(plan: Plan, models: Models) -> Mapping[int, KVSteps] | None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from .bench import DomainBench
 from .calm import RISKS
 from .compare import BundleBench
+from .graphs import STATE
 from .manifest import DELEGATION_NAME, ERRORS_NAME, Manifest, recipe_part
 from .terminal import table_console
 from .validate import Check, Validation
@@ -160,10 +161,14 @@ def print_manifest(manifest: Manifest, bundle: Path) -> None:
         table.add_row(name, graphs, f"{part.size / 1e6:.2f}", recipe["name"], weights)
     console.print(table)
     layers = ", ".join(f"{layer.layer} ({layer.kind}, {layer.heads}x{layer.head_dim})" for layer in manifest.kv)
+    dtype = "int8" if any(layer.steps for layer in manifest.kv) else "float32"
     console.print(
         f"{manifest.backend} for the {manifest.device}, context {manifest.context_length}, "
-        f"vocabulary {manifest.vocab_size}; K/V float32 of layers {layers}"
+        f"vocabulary {manifest.vocab_size}; K/V {dtype} of layers {layers}"
     )
+    states = ", ".join(tensor.name.rpartition("_")[2] for tensor in manifest.target_memory if STATE in tensor.name)
+    if states:
+        console.print(f"states of layers {states}, which take back {manifest.takes_back} tokens")
     for kind in manifest.drafters.kinds:
         facts = getattr(manifest.drafters, kind).model_dump()
         console.print(f"drafter {kind}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))

@@ -21,11 +21,14 @@ from pocketdraft.export.models import delta_net
 from pocketdraft.export.models.attention import rotary
 from pocketdraft.export.models.decoder import Target
 from pocketdraft.export.models.delta_net import Order, Recent, inverse
-from pocketdraft.export.pipeline import load_models
+from pocketdraft.export.pipeline import check_rules, load_models, open_models
+from pocketdraft.export.plan import Plan, Recipes
 from pocketdraft.export.rungs import eager_pair
 from pocketdraft.export.step import Plain, StepKV
 from pocketdraft.export.tiny import TARGET_DIR
+from pocketdraft.quantize.recipe import load
 from pocketdraft.runtime.errors import PocketdraftError
+from pocketdraft.runtime.report import print_manifest
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target as Loop
 
@@ -278,6 +281,20 @@ def test_it_cannot_be_left_early(checkpoint):
         eager_pair(Checkpoint.open(checkpoint), context=128, early_exit=(2,))
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"device": "gpu"}, "whose state no GPU kernel keeps; give --device cpu"),
+        ({"out": Path("one.litertlm")}, "which LiteRT-LM cannot run; give a folder"),
+    ],
+)
+def test_what_knows_no_recurrent_layers_is_refused_before_any_work(checkpoint, asked, said):
+    recipe = load("f32")
+    plan = Plan(**{"target": checkpoint, "drafters": (), "out": Path("out"), "recipes": Recipes(*[recipe] * 3)} | asked)
+    with pytest.raises(PocketdraftError, match=said):
+        check_rules(plan, open_models(Checkpoint.open(checkpoint)))
+
+
 def test_a_checkpoint_without_its_head_has_none_to_give(checkpoint, tmp_path):
     weights = load_file(checkpoint / "model.safetensors")
     bare = {name: weight for name, weight in weights.items() if not name.startswith("mtp.")}
@@ -291,3 +308,11 @@ def test_a_checkpoint_without_its_head_has_none_to_give(checkpoint, tmp_path):
 def test_another_target_has_no_such_head(tmp_path):
     with pytest.raises(PocketdraftError, match="of which no head can be taken; give a Qwen"):
         own_head.extract(TARGET_DIR, tmp_path / "head")
+
+
+def test_inspect_says_which_layers_have_states_and_how_far_they_go_back(checkpoint, tmp_path, capsys):
+    print_manifest(eager_pair(Checkpoint.open(checkpoint), context=96).manifest, tmp_path)
+    assert (
+        "K/V float32 of layers 3 (full, 2x32)\nstates of layers 0, 1, 2, which take back 5 tokens"
+        in capsys.readouterr().out
+    )
