@@ -96,6 +96,8 @@ def write(
     plan: Plan, steps: list[Step], weights: Weights, target: Checkpoint, folder: Path, progress: Progress
 ) -> dict[str, Part]:
     """Writes `model.pte` into `folder`."""
+    from ..lowering import delegate, without_idle_work
+
     quantize_steps(steps, plan.recipes)
     # What XNNPACK computes, and computes right, in the place of norms and activations.
     replace_modules(steps, {RMSNorm: DelegatedRMSNorm, GELU: lambda _: TanhGELU()})
@@ -110,13 +112,13 @@ def write(
     programs[KV_MOVER] = torch.export.export(mover, (rows, rows.clone()), strict=False)
     programs[KV_READER] = torch.export.export(KVReader(kv), (torch.zeros(1),), strict=False)
     progress("Lowering", len(chosen), len(chosen) + 1)
-    edge = _delegate(programs)
-    outside = {name: undelegated(edge.exported_program(name)) for name in programs}
-    check_delegated(outside)
-    (folder / DELEGATION_NAME).write_text(json.dumps(outside, indent=1))
     path = folder / FILE_NAME
-    with path.open("wb") as file:
+    with without_idle_work(), path.open("wb") as file:
+        edge = delegate(programs)
+        outside = {name: undelegated(edge.exported_program(name)) for name in programs}
+        check_delegated(outside)
         _plan_memory(edge).write_to_file(file)
+    (folder / DELEGATION_NAME).write_text(json.dumps(outside, indent=1))
     size = path.stat().st_size
     return {step.spec.part: Part(file=FILE_NAME, offset=0, size=size) for step in chosen.values()}
 
@@ -252,17 +254,6 @@ def _trace(method: Method) -> torch.export.ExportedProgram:
             # Whether a reshape copies is not to be decided for all widths beforehand.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-
-
-def _delegate(programs: dict[str, torch.export.ExportedProgram]) -> Any:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-
-    return to_edge_transform_and_lower(
-        programs,
-        partitioner={name: [XnnpackPartitioner()] for name in programs},
-        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-    )
 
 
 def _plan_memory(edge: Any) -> Any:
