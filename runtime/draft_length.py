@@ -117,7 +117,7 @@ class Confident:
         rounds = stats.rounds
         if self.cost is None and experience.times.plain_rounds < PLAIN_FIRST:
             return 0
-        if rounds >= self._learn_at or (self._off and experience.idle == 0):
+        if experience.idle == 0 if self._off else rounds >= self._learn_at:
             self._learn(stats)
             self._learn_at = max(1, rounds + min(rounds, RELEARN_EVERY))  # after 1, 2, 4... rounds
         if not self._off:
@@ -125,11 +125,13 @@ class Confident:
         if experience.idle >= self._try_after:
             experience.idle = -TRY_ROUNDS
         experience.idle += 1
-        # Of those asked for, the schedule has the first made: more, where that is so sure.
         return self.longest if experience.idle <= 0 else 0
 
     def enough(self, confidences: Sequence[float]) -> bool:
         schedule = self._own.schedule
+        # Of a try's rounds every other one makes two drafts, to know what more take, or more if these are so sure.
+        if self._off and len(confidences) < 1 + self.experience.idle % 2:
+            return False
         return schedule is not None and schedule.enough(confidences)
 
     def _learn(self, stats: Stats) -> None:
@@ -158,7 +160,7 @@ class Confident:
         own.unlearnt, experience.latest = 0.0, own
         # A try finds its graphs cold, and so takes longer than a draft where drafting goes on.
         cold = self._cost(0.5) or cost
-        experience.extra = cold.seconds(min(1, cold.longest)) / cold.seconds(0) - 1
+        experience.extra = cold.seconds(min(2, cold.longest)) / cold.seconds(0) - 1
         self._decide()
 
     def _decide(self) -> None:
