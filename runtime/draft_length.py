@@ -14,7 +14,7 @@ from .stats import Stats
 
 TRY_ROUNDS = 6  # a try: its first round finds its graphs cold, and one draft says little
 TRY_SHARE = 0.005  # of the time: where drafting does not pay, a try now and then tells whether it does by now
-UNSURE = 0.5  # or, while n drafts were judged, this over the square of n
+UNSURE = 2.0  # or, while n drafts were judged, this over the square of n
 PLAIN_FIRST = 4  # rounds: nothing that comes after would tell what not drafting takes, and so whether it is better
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
 PRIOR_WEIGHT = 64.0  # drafts, for as many as other sequences' count at the most
