@@ -91,6 +91,7 @@ class Confident:
     _seen: int = field(default=0, init=False, repr=False)
     _learn_at: int = field(default=0, init=False, repr=False)  # rounds
     _off: bool = field(default=False, init=False, repr=False)
+    _refused: int = field(default=0, init=False, repr=False)
     _try_after: int = field(default=0, init=False, repr=False)  # rounds without a draft
 
     def starting_from(self, experience: Experience) -> Confident:
@@ -117,12 +118,14 @@ class Confident:
         rounds = stats.rounds
         if self.cost is None and experience.times.plain_rounds < PLAIN_FIRST:
             return 0
+        lucky = False
         if experience.idle == 0 if self._off else rounds >= self._learn_at:
+            lucky = self._none_refused(stats)
             self._learn(stats)
             self._learn_at = max(1, rounds + min(rounds, RELEARN_EVERY))  # after 1, 2, 4... rounds
         if not self._off:
             return self.longest
-        if experience.idle >= self._try_after:
+        if lucky or experience.idle >= self._try_after:  # a try goes on for as long as it is lucky
             experience.idle = -TRY_ROUNDS
         experience.idle += 1
         return self.longest if experience.idle <= 0 else 0
@@ -130,9 +133,15 @@ class Confident:
     def enough(self, confidences: Sequence[float]) -> bool:
         schedule = self._own.schedule
         # Of a try's rounds every other one makes two drafts, to know what more take, or more if these are so sure.
-        if self._off and len(confidences) < 1 + self.experience.idle % 2:
+        if self._off and len(confidences) < 2 - self.experience.idle % 2:
             return False
         return schedule is not None and schedule.enough(confidences)
+
+    def _none_refused(self, stats: Stats) -> bool:
+        """Of the drafts judged since it last learnt; not so if there are none."""
+        refused = sum(drafts for (_, right), drafts in stats.judged.items() if not right)
+        before, self._refused = self._refused, refused
+        return refused == before and stats.judged.total() > self._seen
 
     def _learn(self, stats: Stats) -> None:
         """Makes the schedule anew where enough was judged since the last time: that takes a part of a millisecond."""

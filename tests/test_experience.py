@@ -89,15 +89,25 @@ def test_a_kind_unlike_all_others_starts_from_all_of_them(taught, drafted):
     assert any(first_drafts(experience, prompt(POEMS, 9), rounds=1)) == drafted
 
 
-def test_a_lucky_try_does_not_outweigh_what_all_others_taught():
-    experience = Experience(Times([]))
+def tried_for(drafts: Chance, then: Chance) -> list[int]:
+    """Drafts of a text of a new kind, after many hard ones: one try's worth of `drafts` first, the rest is `then`."""
+    experience, stats = Experience(Times([])), Stats()
     for number in range(30):
         experience.idle = 10_000  # each is tried
         write(started(experience, prompt(LETTERS, number)), hard, 20)
     experience.idle = 10_000
-    drafts = write(started(experience, prompt(POEMS, 99)), easy, 6_000)
-    assert drafts[: 2 * TRY_ROUNDS] == [2, 1] * (TRY_ROUNDS // 2) + [0] * TRY_ROUNDS
-    assert drafts[-100:] == [4] * 100, "several do"
+    policy = started(experience, prompt(POEMS, 99))
+    return write(policy, drafts, TRY_ROUNDS, stats) + write(policy, then, 4 * TRY_ROUNDS, stats)
+
+
+def test_a_try_makes_one_draft_and_two_in_turn_and_does_not_outweigh_what_all_others_taught():
+    drafts = tried_for(lambda random: (0.97, 0.8), easy)
+    assert drafts == [1, 2] * (TRY_ROUNDS // 2) + [0] * (4 * TRY_ROUNDS)
+
+
+def test_a_try_goes_on_for_as_long_as_none_is_refused():
+    assert tried_for(easy, hard) == [1, 2] * TRY_ROUNDS + [0] * (3 * TRY_ROUNDS)
+    assert tried_for(easy, easy)[-TRY_ROUNDS:] == [4] * TRY_ROUNDS
 
 
 def test_a_kind_that_is_no_longer_what_it_was_is_found_out_whatever_it_taught():
