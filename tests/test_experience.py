@@ -110,6 +110,15 @@ def test_a_try_goes_on_for_as_long_as_none_is_refused():
     assert tried_for(easy, easy)[-TRY_ROUNDS:] == [4] * TRY_ROUNDS
 
 
+def test_an_unlucky_try_is_not_held_against_the_next_one():
+    experience, stats = Experience(Times([])), Stats()
+    policy = started(experience, ())
+    write(policy, hard, 600, stats)
+    experience.idle = 10_000
+    drafts = write(policy, easy, 2 * TRY_ROUNDS, stats)
+    assert all(drafts)
+
+
 def test_a_kind_that_is_no_longer_what_it_was_is_found_out_whatever_it_taught():
     experience = Experience(Times([]))
     for number in range(20):
