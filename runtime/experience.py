@@ -21,6 +21,7 @@ REMEMBERED = 32  # sequences
 BUCKETS = 1024  # that tokens are counted in
 STRANGE, ALIKE = 0.1, 0.3  # cosines: of texts of different languages, and from which on drafts count in full
 UNLIKE = 0.1  # as much they count at the least: a prompt that is like no other starts from all of them
+EACH = 32.0  # drafts of one sequence count at the most: a text is like itself, and the next may be otherwise
 KIND = 0.5  # weight from which on the other sequence's schedule is that to start from
 Vector = npt.NDArray[np.float32]
 
@@ -67,8 +68,9 @@ class Experience:
             return none_judged(), self.latest
         weights = _likeness(prompt, np.array([other for _, other in others]))
         nearest = len(others) - 1 - int(weights[::-1].argmax())  # the newest of equals
-        judged = np.tensordot(weights, np.array([learnt.judged() for learnt, _ in others]), 1)
-        return judged, others[nearest][0] if weights[nearest] >= KIND else self.latest
+        judged = np.array([learnt.judged() for learnt, _ in others])
+        counted_in = weights * np.minimum(1.0, EACH / judged.sum((1, 2)))
+        return np.tensordot(counted_in, judged, 1), others[nearest][0] if weights[nearest] >= KIND else self.latest
 
 
 def _likeness(prompt: Vector, others: Vector) -> Floats:

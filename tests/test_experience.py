@@ -16,7 +16,7 @@ from pocketdraft.runtime.batch import Batch, Request, row_bytes
 from pocketdraft.runtime.context import Emitted
 from pocketdraft.runtime.cost import RoundCost, Times
 from pocketdraft.runtime.draft_length import TRY_ROUNDS, Confident, Fixed
-from pocketdraft.runtime.experience import REMEMBERED, Experience, counted
+from pocketdraft.runtime.experience import EACH, REMEMBERED, Experience, counted
 from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.stats import Stats
@@ -142,8 +142,8 @@ def test_a_kind_unlike_all_others_is_tried_sooner():
 def test_no_prompt_is_as_much_like_one_as_like_another():
     experience = Experience(Times([]))
     stats = [Stats(), Stats()]
-    write(started(experience, prompt(TABLES, 0)), easy, 10, stats[0])
-    write(started(experience, prompt(LETTERS, 1)), hard, 10, stats[1])
+    write(started(experience, prompt(TABLES, 0)), easy, 5, stats[0])
+    write(started(experience, prompt(LETTERS, 1)), hard, 5, stats[1])
     judged, _ = experience.of(counted(()), started(experience, ())._own)
     assert judged.sum() == sum(one.judged.total() for one in stats)
 
@@ -151,9 +151,19 @@ def test_no_prompt_is_as_much_like_one_as_like_another():
 def test_a_text_that_is_dropped_midway_has_taught_all_its_drafts():
     """Those too that came after it last made a schedule."""
     experience, stats = Experience(Times([])), Stats()
-    write(started(experience, prompt(TABLES, 0)), easy, 13, stats)
+    write(started(experience, prompt(TABLES, 0)), easy, 7, stats)
     judged, _ = experience.of(counted(prompt(TABLES, 1)), started(experience, ())._own)
-    assert judged.sum() == stats.judged.total() > 40
+    assert judged.sum() == stats.judged.total() > 16
+
+
+def test_one_long_text_does_not_speak_for_all_of_its_kind():
+    experience = Experience(Times([]))
+    for number in range(3):
+        write(started(experience, prompt(TABLES, number)), lambda random: (0.97, 0.0), 40)
+    write(started(experience, prompt(TABLES, 3)), easy, 1_000)
+    experience.idle = 1  # no try is due
+    judged, _ = experience.of(counted(prompt(TABLES, 9)), started(experience, ())._own)
+    assert judged[9, 1] == EACH < judged.sum()
 
 
 def test_its_own_drafts_are_not_another_s():
