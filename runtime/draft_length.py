@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
 from .cost import RoundCost, Times
-from .experience import Experience, Learnt, Vector, counted, none_judged
+from .experience import NO_PROMPT, Experience, Learnt, Vector, counted, none_judged
 from .manifest import Tuned
 from .schedule import Floats, Judged, Schedule, schedule
 from .stats import Stats
@@ -85,7 +85,7 @@ class Confident:
     cost: RoundCost | float | None = None
     experience: Experience = field(default_factory=lambda: Experience(Times([])), init=False, repr=False, compare=False)
     _own: Learnt = field(default_factory=Learnt, init=False, repr=False, compare=False)
-    _prompt: Vector = field(default_factory=lambda: counted(()), init=False, repr=False, compare=False)
+    _prompt: Vector = field(default_factory=lambda: NO_PROMPT, init=False, repr=False, compare=False)
     _before: Floats = field(default_factory=none_judged, init=False, repr=False, compare=False)
     _known: float = field(default=0.0, init=False, repr=False)  # drafts judged, other sequences' by their weight
     _seen: int = field(default=0, init=False, repr=False)

@@ -85,3 +85,6 @@ def counted(tokens: Sequence[int]) -> Vector:
     """[BUCKETS], of length 1: roots of how often tokens come, so that the most frequent ones do not drown the rest."""
     roots = np.sqrt(np.bincount(np.asarray(tokens, np.int64) % BUCKETS, minlength=BUCKETS))
     return (roots / max(1.0, float(np.linalg.norm(roots)))).astype(np.float32)
+
+
+NO_PROMPT = counted(())
