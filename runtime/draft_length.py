@@ -14,6 +14,7 @@ from .stats import Stats
 
 TRY_ROUNDS = 6  # a try: its first round finds its graphs cold, and one draft says little
 TRY_SHARE = 0.005  # of the time: where drafting does not pay, a try now and then tells whether it does by now
+FEW = 8.0  # drafts: with less judged, it is tried at once
 UNSURE = 2.0  # or, while n drafts were judged, this over the square of n
 PLAIN_FIRST = 4  # rounds: nothing that comes after would tell what not drafting takes, and so whether it is better
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
@@ -176,7 +177,7 @@ class Confident:
         """The less is known, the sooner drafting is tried again: a wrong verdict grows unlikely fast."""
         made = self._own.schedule
         self._off = made is not None and not made.longest
-        patience = TRY_ROUNDS * min(1 / TRY_SHARE, self._known**2 / UNSURE)
+        patience = TRY_ROUNDS * min(1 / TRY_SHARE, self._known**2 / UNSURE) if self._known >= FEW else 0
         self._try_after = int(self.experience.extra * patience)
 
     def _cost(self, quantile: float = 0.25) -> RoundCost | None:

@@ -83,10 +83,11 @@ def test_a_prompt_starts_with_what_its_kind_taught_though_others_came_between():
 @pytest.mark.parametrize(("taught", "drafted"), [(easy, True), (hard, False)])
 def test_a_kind_unlike_all_others_starts_from_all_of_them(taught, drafted):
     experience = Experience(Times([]))
-    for number in range(8):
-        write(started(experience, prompt(LETTERS if number % 2 else TABLES, number)), taught, 100)
+    for number in range(30):
+        experience.idle = 10_000  # each is tried
+        write(started(experience, prompt(LETTERS if number % 2 else TABLES, number)), taught, 20)
     experience.idle = 1  # no try is due
-    assert any(first_drafts(experience, prompt(POEMS, 9), rounds=1)) == drafted
+    assert any(first_drafts(experience, prompt(POEMS, 99), rounds=1)) == drafted
 
 
 def tried_for(drafts: Chance, then: Chance) -> list[int]:
@@ -110,6 +111,12 @@ def test_a_try_goes_on_for_as_long_as_none_is_refused():
     assert tried_for(easy, easy)[-TRY_ROUNDS:] == [4] * TRY_ROUNDS
 
 
+def test_a_few_refused_drafts_at_the_start_are_no_verdict():
+    policy, stats = started(Experience(Times([])), ()), Stats()
+    write(policy, hard, 1, stats)
+    assert all(write(policy, easy, 3 * TRY_ROUNDS, stats))
+
+
 def test_an_unlucky_try_is_not_held_against_the_next_one():
     experience, stats = Experience(Times([])), Stats()
     policy = started(experience, ())
@@ -130,13 +137,14 @@ def test_a_kind_that_is_no_longer_what_it_was_is_found_out_whatever_it_taught():
 def test_a_kind_unlike_all_others_is_tried_sooner():
     def waits(kind: Sequence[int]) -> int:
         experience = Experience(Times([]))
-        for number in range(3):
-            write(started(experience, prompt(LETTERS, number)), hard, 60)
+        for number in range(16):
+            experience.idle = 10_000  # each is tried
+            write(started(experience, prompt(LETTERS, number)), hard, 20)
         experience.idle = 1
-        drafts = write(started(experience, prompt(kind, 9)), hard, 10_000)
+        drafts = write(started(experience, prompt(kind, 99)), hard, 3_000)
         return next(index for index, count in enumerate(drafts) if count)
 
-    assert waits(POEMS) < waits(LETTERS) / 10
+    assert 0 < waits(POEMS) < waits(LETTERS) / 3
 
 
 def test_no_prompt_is_as_much_like_one_as_like_another():
