@@ -20,7 +20,8 @@ from rich.table import Table
 from pocketdraft.export.tiny import PROMPTS_FILE
 from pocketdraft.runtime.benchmark import Task, open_cold, survey_all
 from pocketdraft.runtime.cost import RoundCost, Times
-from pocketdraft.runtime.draft_length import Confident, Experience, Fixed
+from pocketdraft.runtime.draft_length import Confident, Fixed
+from pocketdraft.runtime.experience import Experience
 from pocketdraft.runtime.prompts import read_prompts
 from pocketdraft.runtime.survey import Surveyed, play
 
@@ -57,6 +58,7 @@ def compare(texts: dict[str, list[Surveyed]], cost: RoundCost) -> dict[str, tupl
     for group in zip(*texts.values(), strict=True):
         for domain, text in zip(texts, group, strict=True):
             policy = Confident(cost=cost).starting_from(experience)
+            policy.begin(text.prompt)
             played = play([text], policy, cost, policy)
             seconds[domain] += played.seconds
             tokens[domain] += played.stats.emitted

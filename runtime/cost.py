@@ -21,6 +21,7 @@ from .errors import PocketdraftError
 from .profile import EMBEDDERS, DraftingTiming, GraphTiming, HostTiming, Profile
 
 GRAPHLESS = ("none", "prompt_lookup")  # drafters that run no graph
+REPEATED = 3  # rounds, or a number of drafts tells less than others: the first time, graphs may still be prepared
 REMEMBERED_ROUNDS = 32  # a device gets warm and slower: only the last few rounds tell what it does now
 
 
@@ -29,7 +30,7 @@ class RoundCost:
     """Seconds, or any other unit, of what a round is made of.
 
     `verify_s` is by width, narrowest first; the first is decoding, width 1. `draft_s` is one draft, its argmax and its
-    row of the verify included, `drafting_s` comes once where there are drafts, `round_s` is the loop's own work.
+    row of the verify included, `drafting_s` comes once where the drafter is called, `round_s` is the loop's own work.
     """
 
     verify_s: tuple[tuple[int, float], ...]
@@ -53,7 +54,7 @@ class RoundCost:
         """A round that verifies so many drafts. A tree takes fewer `calls` of the drafter than it has nodes: one for
         each node with children; a chain takes one for each draft."""
         calls = nodes if calls is None else calls
-        drafting = self.drafting_s if nodes else 0.0
+        drafting = self.drafting_s if calls else 0.0
         return self.verify(nodes + 1) + calls * self.draft_s + drafting + self.round_s
 
     @staticmethod
@@ -114,7 +115,7 @@ class Times:
     def __init__(self, widths: Sequence[int]) -> None:
         """`widths` of decoding and the verify graphs."""
         self._verify: dict[int, deque[float]] = {width: deque(maxlen=REMEMBERED_ROUNDS) for width in sorted(widths)}
-        self._draft: deque[float] = deque(maxlen=REMEMBERED_ROUNDS)
+        self._drafting: dict[int, deque[float]] = {}  # by number of drafts
         self._host: deque[float] = deque(maxlen=REMEMBERED_ROUNDS)
 
     def add(self, width: int, verify_s: float, drafts: int, draft_s: float, host_s: float) -> None:
@@ -122,7 +123,7 @@ class Times:
         self._verify[width].append(verify_s)
         self._host.append(host_s)
         if drafts:
-            self._draft.append(draft_s / drafts)
+            self._drafting.setdefault(drafts, deque(maxlen=REMEMBERED_ROUNDS)).append(draft_s)
 
     @property
     def plain_rounds(self) -> int:
@@ -132,15 +133,23 @@ class Times:
     def cost(self, quantile: float = 0.25) -> RoundCost | None:
         """A lower quartile: a graph that has not run for a while finds its weights out of the caches, and is slower
         than if it were used all along. The median tells what it takes as it is used. A width that has not run lies
-        between its neighbours. None until a draft was timed."""
+        between its neighbours. Rounds of the fewest and the most drafts tell what comes once, and not with each draft;
+        if they are as many, nothing does. None until a draft was timed."""
         known = {width: _ranked(times, quantile) for width, times in self._verify.items() if times}
-        if not known or not self._draft:
+        if not known or not self._drafting:
             return None
         verify = np.interp(list(self._verify), list(known), list(known.values()))
+        drafting = {n: times for n, times in self._drafting.items() if len(times) >= REPEATED} or self._drafting
+        few, many = min(drafting), max(drafting)
+        least = _ranked(drafting[few], quantile)
+        each = least / few
+        if many > few:
+            each = min(each, max(0.0, (_ranked(drafting[many], quantile) - least) / (many - few)))
         return RoundCost(
             tuple(zip(self._verify, verify.tolist(), strict=True)),
-            _ranked(self._draft, quantile),
+            each,
             _ranked(self._host, quantile),
+            least - few * each,
         )
 
 

@@ -6,23 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
-import numpy as np
-
 from .cost import RoundCost, Times
+from .experience import NO_PROMPT, Experience, Learnt, Vector, counted, none_judged
 from .manifest import Tuned
-from .schedule import Floats, Judged, Schedule, schedule, table
-from .stats import TENTHS, Stats
+from .schedule import Floats, Judged, Schedule, schedule
+from .stats import Stats
 
-PROBE_SHARE = 0.005  # of the time: where drafting does not pay, a draft now and then tells whether it does by now
-UNSURE = 0.5  # or, while n drafts were judged, this over the square of n
+TRY_ROUNDS = 6  # a try: its first round finds its graphs cold, and one draft says little
+TRY_SHARE = 0.005  # of the time: where drafting does not pay, a try now and then tells whether it does by now
+FEW = 8.0  # drafts: with less judged, it is tried at once
+UNSURE = 2.0  # or, while n drafts were judged, this over the square of n
 PLAIN_FIRST = 4  # rounds: nothing that comes after would tell what not drafting takes, and so whether it is better
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
-EVIDENCE = 8.0  # and where an eighth as many drafts were judged since as it was made of,
-PROBES = 4.0  # or, where it does not draft, so many
-REMEMBERED_DRAFTS, PRIOR_WEIGHT = 1024.0, 64.0  # of other sequences, and for how many they count in a new one
+PRIOR_WEIGHT = 64.0  # drafts, for as many as other sequences' count at the most
+EVIDENCE = 4.0  # and where a quarter as many drafts were judged since as it was made of, or so many, or a try was over
 
 
 class DraftLength(Protocol):
+    def begin(self, tokens: Sequence[int]) -> None:
+        """The next rounds go on from these, the whole sequence so far. Not called: nothing is known of it."""
+
     def next(self, stats: Stats) -> int: ...
 
 
@@ -42,6 +45,9 @@ class Never:
 class Fixed:
     drafts: int
 
+    def begin(self, tokens: Sequence[int]) -> None:
+        pass
+
     def next(self, stats: Stats) -> int:
         return self.drafts
 
@@ -52,6 +58,9 @@ class Scheduled:
 
     schedule: Schedule
 
+    def begin(self, tokens: Sequence[int]) -> None:
+        pass
+
     def next(self, stats: Stats) -> int:
         return self.schedule.longest
 
@@ -59,109 +68,117 @@ class Scheduled:
         return self.schedule.enough(confidences)
 
 
-def _none_judged() -> Floats:
-    return np.zeros((TENTHS, 2))
-
-
-@dataclass
-class Experience:
-    """What the sequences of one target have taught: what rounds take, and how sure its drafter should be."""
-
-    times: Times
-    judged: Floats = field(default_factory=_none_judged)
-    schedule: Schedule | None = None
-    rate: float = 0.0
-    unlearnt: float = 0.0  # drafts judged since the schedule was made
-    idle: int = 0  # rounds without a draft, since the last one
-    probe_after: int = 0  # such rounds
-
-    def judge(self, judged: Floats) -> None:
-        """Old drafts count less and less."""
-        self.judged += judged
-        self.unlearnt += float(judged.sum())
-        if self.judged.sum() > REMEMBERED_DRAFTS:
-            self.judged /= 2
-
-
 @dataclass
 class Confident:
     """Stops drafting where more drafts would gain less than their time is worth, by what was accepted so far.
 
     That is `schedule.py`'s rule, of shares that are learnt from the drafts that the target has looked at. Where even
-    the first draft does not pay it is left out, but for one round in many, or nothing would be learnt any more.
+    the first draft does not pay it is left out, but for a few rounds in many, or nothing would be learnt any more.
 
     `cost` is what rounds take, or a draft's time over a verify's if that is the same whatever its width. Such a policy
     starts anew with each sequence. None is what the target measures, and then it starts from what other sequences
-    taught. Both differ from run to run, and with them the lengths: that changes no token of greedy or exact-match
-    output, but it does change what rejection draws. Give `cost` for the same text there.
+    taught, above all those whose prompts are alike. Both differ from run to run, and with them the lengths: that
+    changes no token of greedy or exact-match output, but it does change what rejection draws. Give `cost` for the same
+    text there.
     """
 
     longest: int = 16
     cost: RoundCost | float | None = None
     experience: Experience = field(default_factory=lambda: Experience(Times([])), init=False, repr=False, compare=False)
-    _schedule: Schedule | None = field(default=None, init=False, repr=False)  # None: nothing is known yet
-    _before: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
-    _told: Floats = field(default_factory=_none_judged, init=False, repr=False, compare=False)
+    _own: Learnt = field(default_factory=Learnt, init=False, repr=False, compare=False)
+    _prompt: Vector = field(default_factory=lambda: NO_PROMPT, init=False, repr=False, compare=False)
+    _before: Floats = field(default_factory=none_judged, init=False, repr=False, compare=False)
+    _known: float = field(default=0.0, init=False, repr=False)  # drafts judged, other sequences' by their weight
     _seen: int = field(default=0, init=False, repr=False)
     _learn_at: int = field(default=0, init=False, repr=False)  # rounds
     _off: bool = field(default=False, init=False, repr=False)
+    _refused: int = field(default=0, init=False, repr=False)
+    _try_after: int = field(default=0, init=False, repr=False)  # rounds without a draft
 
     def starting_from(self, experience: Experience) -> Confident:
-        """One for another sequence, which adds to the experience."""
+        """One for another sequence: it adds to the experience, and from its `begin` on takes what is there."""
         own = replace(self)
-        own.experience, own._schedule = experience, experience.schedule
-        own._off = own._schedule is not None and not own._schedule.longest
-        own._before = experience.judged * min(1.0, PRIOR_WEIGHT / max(1.0, float(experience.judged.sum())))
+        own.experience = experience
         return own
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        self._prompt = counted(tokens)
+        before, nearest = self.experience.of(self._prompt, self._own)
+        drafts = float(before.sum())
+        self._before = before * min(1.0, PRIOR_WEIGHT / max(1.0, drafts))
+        self._known = drafts + self._seen
+        if not self._seen:
+            self._own = Learnt(schedule=nearest.schedule, rate=nearest.rate, unlearnt=nearest.unlearnt)
+        self._decide()
 
     def next(self, stats: Stats) -> int:
         experience = self.experience
-        if self._off and 0 < experience.idle < experience.probe_after:  # most rounds: nothing new to learn from
+        if self._off and 0 < experience.idle < self._try_after:  # most rounds: nothing new to learn from
             experience.idle += 1
             return 0
         rounds = stats.rounds
         if self.cost is None and experience.times.plain_rounds < PLAIN_FIRST:
             return 0
-        if rounds >= self._learn_at or (self._off and experience.idle == 0):
+        lucky = False
+        if experience.idle == 0 if self._off else rounds >= self._learn_at:
+            lucky = self._none_refused(stats)
             self._learn(stats)
             self._learn_at = max(1, rounds + min(rounds, RELEARN_EVERY))  # after 1, 2, 4... rounds
         if not self._off:
             return self.longest
-        probes = experience.idle >= experience.probe_after
-        experience.idle = 0 if probes else experience.idle + 1
-        return self.longest if probes else 0  # of which the schedule has the first made: more, where that is so sure
+        if lucky or experience.idle >= self._try_after:  # a try goes on for as long as it is lucky
+            experience.idle = -TRY_ROUNDS
+        experience.idle += 1
+        return self.longest if experience.idle <= 0 else 0
 
     def enough(self, confidences: Sequence[float]) -> bool:
-        return self._schedule is not None and self._schedule.enough(confidences)
+        schedule = self._own.schedule
+        # Of a try's rounds every other one makes two drafts, to know what more take, or more if these are so sure.
+        if self._off and len(confidences) < 2 - self.experience.idle % 2:
+            return False
+        return schedule is not None and schedule.enough(confidences)
+
+    def _none_refused(self, stats: Stats) -> bool:
+        """Of the drafts judged since it last learnt; not so if there are none."""
+        refused = sum(drafts for (_, right), drafts in stats.judged.items() if not right)
+        before, self._refused = self._refused, refused
+        return refused == before and stats.judged.total() > self._seen
 
     def _learn(self, stats: Stats) -> None:
         """Makes the schedule anew where enough was judged since the last time: that takes a part of a millisecond."""
-        seen = stats.judged.total()
-        if self._schedule and seen == self._seen:
+        own, experience, seen = self._own, self.experience, stats.judged.total()
+        if own.schedule and seen == self._seen:
             return
-        own, experience = table(stats.judged), self.experience
-        experience.judge(own - self._told)
-        self._told, self._seen = own, seen
-        known = own + self._before
-        if self._schedule:
-            few = known.sum() / EVIDENCE
-            if experience.unlearnt < max(1.0, min(few, PROBES) if self._off else few):
-                return
+        if seen and not self._seen:
+            own.counts = stats.judged
+            experience.sequences.append((own, self._prompt))
+        own.unlearnt += seen - self._seen
+        self._known += seen - self._seen
+        self._seen = seen
+        enough = min(self._known / EVIDENCE, PRIOR_WEIGHT)
+        if own.schedule and own.unlearnt < max(1.0, min(enough, TRY_ROUNDS) if self._off else enough):
+            return
         cost = self._cost()
         if cost is None:
             return
-        judged, rate = Judged.of_table(known), experience.rate
+        judged, plain = Judged.of_table(own.judged() + self._before), 1 / cost.seconds(0)
         # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
-        if not rate:
-            _, rate = schedule(cost, judged, self.longest, 1 / cost.seconds(0))
-        self._schedule, experience.rate = schedule(cost, judged, self.longest, rate)
-        experience.schedule, experience.unlearnt = self._schedule, 0.0
-        self._off = not self._schedule.longest
-        # The less is known, the sooner it is tried again: a wrong verdict grows unlikely fast. A try finds its graphs
-        # cold, and so takes longer than a draft where drafting goes on.
+        rate = own.rate or schedule(cost, judged, self.longest, plain)[1]
+        own.schedule, own.rate = schedule(cost, judged, self.longest, rate)
+        if rate > plain and not own.schedule.longest:  # at a price of better days: plain decoding's own tells
+            own.schedule, own.rate = schedule(cost, judged, self.longest, plain)
+        own.unlearnt, experience.latest = 0.0, own
+        # A try finds its graphs cold, and so takes longer than a draft where drafting goes on.
         cold = self._cost(0.5) or cost
-        extra = cold.seconds(min(1, cold.longest)) / cold.seconds(0) - 1
-        experience.probe_after = int(extra * min(1 / PROBE_SHARE, experience.judged.sum() ** 2 / UNSURE))
+        experience.extra = cold.seconds(min(2, cold.longest)) / cold.seconds(0) - 1
+        self._decide()
+
+    def _decide(self) -> None:
+        """The less is known, the sooner drafting is tried again: a wrong verdict grows unlikely fast."""
+        made = self._own.schedule
+        self._off = made is not None and not made.longest
+        patience = TRY_ROUNDS * min(1 / TRY_SHARE, self._known**2 / UNSURE) if self._known >= FEW else 0
+        self._try_after = int(self.experience.extra * patience)
 
     def _cost(self, quantile: float = 0.25) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from .cost import RoundCost, Times
-from .draft_length import Confident, Experience, Fixed, Scheduled
+from .draft_length import Confident, Fixed, Scheduled
+from .experience import Experience
 from .lengths import PLAIN, Measured, Runs, Way
 from .manifest import Manifest
 from .results import ALL, Interval, Point, Prediction, Read, Results
@@ -73,6 +74,7 @@ def predict(texts: Sequence[Surveyed], way: Way, cost: RoundCost, schedule: Sche
             played = play([text], Fixed(way.drafts), cost)
         else:
             learning = Confident(cost=cost).starting_from(experience)
+            learning.begin(text.prompt)
             policy = Scheduled(schedule) if way.drafts == "tuned" and schedule else learning
             played = play([text], policy, cost, policy)
         speeds.append(played.tokens_per_s)

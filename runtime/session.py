@@ -52,6 +52,7 @@ class Session:
         """
         self.check(prompt, budget)
         self.context.begin(prompt, budget, ends)
+        self.draft_length.begin(self.context.tokens)
         self.drafter.restart(self.target.prefill(self.cache, self.context.tokens[self.cache.length : -1]))
 
     def round(self) -> Emitted:

@@ -45,11 +45,12 @@ class Place:
 @dataclass(frozen=True)
 class Surveyed:
     """One text. `places[i]` is where i of its tokens were out; `budget` is what it was allowed, `room` the cache's
-    free slots at the start."""
+    free slots at the start, `prompt` the tokens before."""
 
     places: tuple[Place, ...]
     budget: int
     room: int
+    prompt: tuple[int, ...] = ()
 
 
 class _Watched:
@@ -80,7 +81,7 @@ def survey(
     room = session.cache.capacity - len(prompt) + 1
     tokens = [token for emitted in session.generate(prompt, budget) for token in emitted.tokens]
     places = tuple(_judge(proposal, tokens[at:]) for at, proposal in enumerate(watched.drafts))
-    return Surveyed(places, budget, room)
+    return Surveyed(places, budget, room, tuple(prompt))
 
 
 def _judge(proposal: Proposal, text: Sequence[int]) -> Place:

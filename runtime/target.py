@@ -13,9 +13,9 @@ import numpy.typing as npt
 from . import tree
 from .cache import Cache
 from .cost import Times
-from .draft_length import Experience
 from .engine import Arrays, Engine
 from .errors import PocketdraftError
+from .experience import Experience
 from .graphs import GraphSpec
 from .proposal import Proposal
 

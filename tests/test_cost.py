@@ -204,6 +204,20 @@ def test_measured_times_are_those_of_late_and_an_unknown_width_lies_between_its_
     assert times.cost() == RoundCost(((1, 1.0), (3, 1.5), (5, 2.0)), pytest.approx(0.3), 0.1)
 
 
+def test_what_comes_once_in_a_round_is_not_taken_for_each_draft_s():
+    """Nor does one round that prepared its graphs tell what drafts take."""
+    times = Times([1, 3])
+    times.add(3, 2.0, 8, 9.0, 0.1)
+    for _ in range(3):
+        times.add(1, 1.0, 0, 0.0, 0.1)
+        times.add(3, 2.0, 1, 0.5, 0.1)
+        times.add(3, 2.0, 2, 0.7, 0.1)
+    cost = times.cost()
+    assert (cost.draft_s, cost.drafting_s) == (pytest.approx(0.2), pytest.approx(0.3))
+    assert cost.seconds(0) == pytest.approx(1.1), "decoding drafts nothing"
+    assert cost.seconds(2, calls=0) == pytest.approx(2.1), "drafts that were looked up"
+
+
 def test_a_round_that_drafts_at_all_costs_more_than_its_drafts():
     host = HostTiming(round_s=0.001, draft_s=0.0002, drafting_s=0.01)
     cost = RoundCost.of(profile(*GRAPHS[:4], host=host))

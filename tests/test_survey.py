@@ -47,6 +47,7 @@ def test_the_rounds_on_paper_are_those_of_a_session(drafter, drafts, sampler, bu
     rounds = list(session.generate(PROMPT, budget))
 
     text = survey(Target(EveryDrafter(manifest)), drafter, 4, PROMPT, budget, sampler)
+    assert text.prompt == tuple(PROMPT)
     policy = Fixed(drafts) if isinstance(drafts, int) else Confident(drafts.longest, drafts.cost)
     played = play([text], policy, COST, None if isinstance(drafts, int) else policy)
     assert proposed(played.stats) == proposed(session.stats)
