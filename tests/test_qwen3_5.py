@@ -269,10 +269,12 @@ def test_the_manifest_says_how_much_is_taken_back_and_what_is_kept(checkpoint):
     assert manifest.kv_bytes_of(10) == 4 * (2 * 2 * 32 * 10 + states + rows + 1)
 
 
-def test_a_choice_that_the_graphs_do_not_have_is_refused(tmp_path):
-    config_of(attention_bias=True).save_pretrained(tmp_path)
+@pytest.mark.parametrize(("choice", "value"), [("attention_bias", True), ("attn_output_gate", False)])
+def test_a_choice_that_the_graphs_do_not_have_is_refused(tmp_path, choice, value):
+    config_of(**{choice: value}).save_pretrained(tmp_path)
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(PocketdraftError, match="has attention_bias True, the graphs of a qwen3_5_text have False"):
+    said = f"has {choice} {value}, the graphs of a qwen3_5_text have {not value}"
+    with pytest.raises(PocketdraftError, match=said):
         load_models(Checkpoint.open(tmp_path))
 
 

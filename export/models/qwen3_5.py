@@ -52,6 +52,7 @@ def _choices(config: PretrainedConfig) -> Iterator[tuple[str, object, object]]:
     """What a configuration may choose, its choice, and the only one that the graphs have."""
     yield "hidden_act", config.hidden_act, "silu"
     yield "attention_bias", config.attention_bias, False
+    yield "attn_output_gate", getattr(config, "attn_output_gate", True), True
     yield "rope_type", config.rope_parameters.get("rope_type", "default"), "default"
 
 
