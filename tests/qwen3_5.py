@@ -13,6 +13,7 @@ from conftest import FEW_WIDTHS
 from kept import kept
 from mtp_reference import own_weights, randomize
 from safetensors.torch import load_file, save_file
+from test_llama import Bundle
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3_5TextConfig
 from transformers.modeling_layers import MtpModel
 
@@ -106,13 +107,6 @@ class Reference:
         rows = [self.engine.run("embedder", {"token_ids": np.array([[token]], np.int32)}) for token in fed]
         feed = {"embeddings": np.concatenate([row["embeddings"] for row in rows], 1)}
         return self.engine.run(graph, feed | inputs(Proposal.chain(fed[1:]), start, len(fed), CONTEXT), cache)
-
-
-class Bundle:
-    """The little that EagerEngine asks of a manifest."""
-
-    def __init__(self, steps: list[Any]) -> None:
-        self.graphs = tuple(step.spec for step in steps)
 
 
 def reference_of(keys: int = 2, values: int = 4, spoil: Callable[[Target], None] = lambda _: None) -> Reference:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from pocketdraft.runtime.errors import PocketdraftError
 
@@ -81,6 +82,17 @@ class Geometry:
                 f"The drafter reads K/V of a {kind} layer, the target has none; give a drafter that was trained for it."
             )
         return owners[-1]
+
+
+def check_choices(config: PretrainedConfig, choices: Iterable[tuple[str, object, object]]) -> None:
+    """Raises PocketdraftError for what the graphs do not cover: `choices` are what a configuration may choose, its
+    choice, and the only one that the graphs have."""
+    for what, value, covered in choices:
+        if value != covered:
+            raise PocketdraftError(
+                f"The checkpoint has {what} {value}, the graphs of a {config.model_type} have {covered}; "
+                "give a checkpoint of that kind."
+            )
 
 
 class Trunk(nn.Module):

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 
 from transformers import PretrainedConfig
 
-from pocketdraft.runtime.errors import PocketdraftError
-
-from .decoder import Geometry, Layer, Target, Trunk
+from .decoder import Geometry, Layer, Target, Trunk, check_choices
 from .llama_layer import DecoderLayer, LayerSize
 
 MODEL_TYPES = ("llama", "qwen3")
@@ -20,12 +18,7 @@ MODEL_TYPES = ("llama", "qwen3")
 
 def geometry_of(config: PretrainedConfig) -> Geometry:
     """Of a `LlamaConfig` or `Qwen3Config`. Raises PocketdraftError for what the graphs do not cover."""
-    for what, value, covered in _choices(config):
-        if value != covered:
-            raise PocketdraftError(
-                f"The checkpoint has {what} {value}, the graphs of a {config.model_type} have {covered}; "
-                "give a checkpoint of that kind."
-            )
+    check_choices(config, _choices(config))
     layers = (
         Layer(
             kind="full",
@@ -49,7 +42,7 @@ def geometry_of(config: PretrainedConfig) -> Geometry:
 
 
 def _choices(config: PretrainedConfig) -> Iterator[tuple[str, object, object]]:
-    """What a configuration may choose, its choice, and the only one that the graphs have."""
+    """See `check_choices`."""
     yield "hidden_act", config.hidden_act, "silu"
     yield "attention_bias", config.attention_bias, False
     yield "mlp_bias", getattr(config, "mlp_bias", False), False

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from pocketdraft.runtime.errors import PocketdraftError
-
 from .attention import KVAccess, rotary
-from .decoder import Geometry, Layer, Target, Trunk
+from .decoder import Geometry, Layer, Target, Trunk, check_choices
 from .delta_net import GatedDeltaNet, Recent
 from .layers import GatedMLP, SiLU
 from .llama_layer import DecoderLayer, LayerSize
@@ -29,12 +27,7 @@ LEFT_OUT = ("mtp.", "model.visual.", "visual.")  # its native MTP head, and what
 
 def geometry_of(config: PretrainedConfig) -> Geometry:
     """Of a `Qwen3_5TextConfig`. Raises PocketdraftError for what the graphs do not cover."""
-    for what, value, covered in _choices(config):
-        if value != covered:
-            raise PocketdraftError(
-                f"The checkpoint has {what} {value}, the graphs of a {config.model_type} have {covered}; "
-                "give a checkpoint of that kind."
-            )
+    check_choices(config, _choices(config))
     rope = config.rope_parameters
     return Geometry(
         vocab=config.vocab_size,
@@ -49,7 +42,7 @@ def geometry_of(config: PretrainedConfig) -> Geometry:
 
 
 def _choices(config: PretrainedConfig) -> Iterator[tuple[str, object, object]]:
-    """What a configuration may choose, its choice, and the only one that the graphs have."""
+    """See `check_choices`."""
     yield "hidden_act", config.hidden_act, "silu"
     yield "attention_bias", config.attention_bias, False
     yield "attn_output_gate", getattr(config, "attn_output_gate", True), True
