@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pocketdraft.quantize.gptq import compensated, gptq
 from pocketdraft.quantize.recipe import Rule
-from pocketdraft.quantize.weights import Weight, on_grid, restore, round_trip
+from pocketdraft.quantize.weights import Weight, check_blocks, on_grid, restore, round_trip
 from pocketdraft.runtime.errors import PocketdraftError
 
 from .checkpoint import Checkpoint
@@ -96,6 +96,8 @@ class Calibration:
         self.names: dict[nn.Module, str] = {module: name for name, module in weights.items()}
         self.places = {module: self.stored[module.weight] for module in weights.values()}
         self._rule_for = recipes.rule_for
+        for name, module in weights.items():
+            check_blocks(name, module.weight.shape[1], self.rule(module))
         head, table = self.target.lm_head, self.target.embed_tokens
         self._untied = head if head.weight is table.weight and self.rule(head).bits <= MOST_BITS else None
         self._attentions = {layer: self.places[attention.k_proj].name for layer, attention in self._owners()}

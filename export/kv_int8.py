@@ -33,7 +33,7 @@ class Int8KV(StepKV):
         context: int,
         operators: Operators,
         steps: Mapping[int, KVSteps],
-        widest: int,
+        widest: int = 0,
     ) -> None:
         super().__init__(tensors, start, last, context, operators, widest=widest)
         self._steps = steps

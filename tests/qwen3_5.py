@@ -41,7 +41,7 @@ def config_of(keys: int = 2, values: int = 4, vocabulary: int = VOCABULARY, **mo
     return Qwen3_5TextConfig(
         vocab_size=vocabulary,
         hidden_size=64,
-        intermediate_size=80,
+        intermediate_size=96,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -95,6 +95,15 @@ def test_too_little_text_is_refused_with_both_numbers(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_blocks_that_do_not_divide_a_row_are_refused_before_any_work(tmp_path):
+    recipe = Recipe(name="wide", rule=(Rule(weights="*.q_proj", dtype="int4", block=256),))
+    with pytest.raises(
+        PocketdraftError, match=r"blocks of 256 in target\.layers\.0\.self_attn\.q_proj, whose rows have 128"
+    ):
+        calibrate(Checkpoint.open(TARGET_DIR), Recipes(*[recipe] * 3), texts()[::2], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_was_calibrated_on_is_recorded(calibrated):
     record = json.loads((calibrated / "calibration.json").read_text())
     assert record["tokens"] == sum(map(len, texts()[::2]))

@@ -16,6 +16,7 @@ from qwen3_5 import BACK, CONTEXT, PROMPT, WIDTHS, checkpoint_with_head, config_
 from safetensors.torch import load_file, save_file
 
 from pocketdraft.export import own_head
+from pocketdraft.export.calibrate import calibrate
 from pocketdraft.export.checkpoint import Checkpoint
 from pocketdraft.export.models import delta_net
 from pocketdraft.export.models.attention import rotary
@@ -316,3 +317,14 @@ def test_inspect_says_which_layers_have_states_and_how_far_they_go_back(checkpoi
     print_manifest(eager_pair(Checkpoint.open(checkpoint), context=96).manifest, tmp_path)
     said = " ".join(capsys.readouterr().out.split())
     assert "K/V float32 of layers 3 (full, 2x32) states of layers 0, 1, 2, which take back 5 tokens" in said
+
+
+def test_its_weights_are_calibrated_with_recurrent_layers_between_them(checkpoint, tmp_path):
+    """By whole texts at once, before which no layer remembers anything: what a layer gives must be transformers'."""
+    recipe, texts = load("w4"), [np.random.default_rng(seed).integers(3, 2000, 260).tolist() for seed in range(4)]
+    counts = calibrate(Checkpoint.open(checkpoint), Recipes(recipe, recipe, recipe), texts, tmp_path / "calibrated")
+    assert (
+        counts["weights"] == 4 * 3 + 3 * 5 + 4
+    )  # of MLPs, of recurrent layers, of attention; the head is the embedding
+    engine = eager_pair(Checkpoint.open(tmp_path / "calibrated"), context=128)
+    assert written(engine, "prompt_lookup", PROMPT) == written(engine, "none", PROMPT)
