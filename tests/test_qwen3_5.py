@@ -33,7 +33,7 @@ from pocketdraft.runtime.report import print_manifest
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target as Loop
 
-LIMIT = 1e-4
+LIMIT = 1e-3  # of these logits transformers' own float32 has an error of 1e-4, by its float64
 HEADS = [(2, 4), (4, 4), (1, 3)]  # of keys, of values
 
 
@@ -108,7 +108,7 @@ def test_trap_norms_weights_taken_for_what_they_multiply_by():
             if getattr(module, "zero_centred", False):
                 module.zero_centred = False
 
-    assert spoilt(spoil) > 100 * LIMIT
+    assert spoilt(spoil) > 10 * LIMIT
 
 
 def test_trap_attention_s_gate_forgotten():
@@ -117,7 +117,7 @@ def test_trap_attention_s_gate_forgotten():
         queries = weight.reshape(-1, 2, attention.head_dim, weight.shape[1])[:, 0].flatten(0, 1)
         attention.gated, attention.q_proj.weight = False, torch.nn.Parameter(queries)
 
-    assert spoilt(each(forget, "self_attn")) > 100 * LIMIT
+    assert spoilt(each(forget, "self_attn")) > 10 * LIMIT
 
 
 def test_trap_query_and_gate_are_halves_of_all_heads_not_of_each():
@@ -127,12 +127,12 @@ def test_trap_query_and_gate_are_halves_of_all_heads_not_of_each():
             weight.reshape(2, -1, size, weight.shape[1]).transpose(0, 1).reshape(weight.shape)
         )
 
-    assert spoilt(each(swap, "self_attn")) > 100 * LIMIT
+    assert spoilt(each(swap, "self_attn")) > 10 * LIMIT
 
 
 def test_trap_all_of_a_head_turned(monkeypatch):
     monkeypatch.setattr("pocketdraft.export.models.qwen3_5.rotary", lambda size, *rest: rotary(4 * size, *rest))
-    assert spoilt(lambda _: None) > 100 * LIMIT
+    assert spoilt(lambda _: None) > 10 * LIMIT
 
 
 def test_trap_value_heads_dealt_to_key_heads_in_turn(monkeypatch):
@@ -143,14 +143,14 @@ def test_trap_value_heads_dealt_to_key_heads_in_turn(monkeypatch):
         return tuple(part[:, [0, 2, 1, 3]] for part in original(self, x))
 
     monkeypatch.setattr(delta_net.GatedDeltaNet, "_unit_heads", dealt)
-    assert spoilt(lambda _: None) > 100 * LIMIT
+    assert spoilt(lambda _: None) > 10 * LIMIT
 
 
 def test_trap_order_of_step_and_decay():
     def swap(net: torch.nn.Module) -> None:
         net.in_proj_a, net.in_proj_b = net.in_proj_b, net.in_proj_a
 
-    assert spoilt(each(swap, "linear_attn")) > 100 * LIMIT
+    assert spoilt(each(swap, "linear_attn")) > 10 * LIMIT
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, **fields: Callable[[Recent], torch.Tensor]) -> None:
@@ -166,29 +166,29 @@ def changed(monkeypatch: pytest.MonkeyPatch, **fields: Callable[[Recent], torch.
 
 def test_trap_the_state_settles_on_refused_drafts(monkeypatch):
     changed(monkeypatch, settles=lambda recent: torch.ones_like(recent.settles))
-    assert spoilt(lambda _: None) > 100 * LIMIT
+    assert spoilt(lambda _: None) > 10 * LIMIT
 
 
 def test_trap_rows_that_the_state_holds_count_twice(monkeypatch):
     changed(monkeypatch, live=lambda recent: torch.ones_like(recent.live))
-    assert spoilt(lambda _: None, [("prefill_7", 0), ("verify", 7), ("decode", 8)]) > 100 * LIMIT
+    assert spoilt(lambda _: None, [("prefill_7", 0), ("verify", 7), ("decode", 8)]) > 10 * LIMIT
 
 
 def test_trap_the_convolution_looks_at_rows_that_were_refused(monkeypatch):
     """One row off: what the rows before a call were is not what the call before gave last."""
     changed(monkeypatch, before=lambda recent: recent.before.roll(1, 3))
-    assert spoilt(lambda _: None) > 100 * LIMIT
+    assert spoilt(lambda _: None) > 10 * LIMIT
 
 
 def test_trap_a_sequence_that_begins_finds_the_state_of_another(monkeypatch):
     changed(monkeypatch, goes_on=lambda recent: torch.ones_like(recent.goes_on))
     calls = [("prefill_7", 0), ("verify", 7), ("verify", 12), ("prefill_7", 0), ("decode", 7)]
-    assert spoilt(lambda _: None, calls) > 100 * LIMIT
+    assert spoilt(lambda _: None, calls) > 10 * LIMIT
 
 
 def test_trap_rows_from_before_the_beginning(monkeypatch):
     changed(monkeypatch, told=lambda recent: torch.ones_like(recent.told))
-    assert spoilt(lambda _: None, [("prefill_7", 0), ("prefill_7", 0), ("decode", 7)]) > 100 * LIMIT
+    assert spoilt(lambda _: None, [("prefill_7", 0), ("prefill_7", 0), ("decode", 7)]) > 10 * LIMIT
 
 
 @pytest.fixture
