@@ -70,7 +70,7 @@ def make_pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]
 
 @pytest.fixture(scope="session")
 def make_bundle(make_pair: Callable[[str], Pair]) -> Callable[..., Path]:
-    """A bundle by shape, recipe, backend and device. Takes ten to twenty seconds, for ExecuTorch one to two minutes.
+    """A bundle by shape, recipe, backend and device. Takes ten to twenty seconds, for ExecuTorch about one minute.
 
     It is kept for other tests and later runs: change a copy.
     """
