@@ -22,6 +22,8 @@ from torch.fx.traceback import NodeSource
 from pocketdraft.export import lowering
 from pocketdraft.export.backends.executorch import undelegated
 
+pytestmark = pytest.mark.slow
+
 CONFIG = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
 
 
