@@ -66,7 +66,7 @@ class KVLayout:
         return tuple((layer.layer, layer.steps) for layer in self.layers if layer.steps is not None)
 
     def tensors(self, layers: set[int] | None = None) -> tuple[TensorSpec, ...]:
-        """K and V of the given layers, or of all; in the place of K/V, what recurrent layers keep."""
+        """K and V of the given layers, or of all, and with those what recurrent layers keep."""
         specs = []
         for layer in self.layers:
             if layers is None or layer.layer in layers:
@@ -81,16 +81,14 @@ class KVLayout:
                             shape=shape,
                         )
                     )
-        return (*specs, *self._memory(layers))
+        return (*specs, *(self._memory() if layers is None else ()))
 
-    def _memory(self, layers: set[int] | None) -> Iterator[TensorSpec]:
+    def _memory(self) -> Iterator[TensorSpec]:
         if self.recurrent:
             yield TensorSpec(name=f"{self.owner}{SETTLED}", dtype="int32", shape=(1,))
         for layer, of in self.recurrent.items():
-            if layers is None or layer in layers:
-                state, rows = (1, of.heads, of.value_dim, of.key_dim), (1, self.back + of.before, of.row)
-                for name, shape in ((STATE, state), (ROWS_KEPT, rows)):
-                    yield TensorSpec(name=f"{self.owner}{name}_{layer}", dtype="float32", shape=shape)
+            for name, shape in zip((STATE, ROWS_KEPT), of.shapes(self.back), strict=True):
+                yield TensorSpec(name=f"{self.owner}{name}_{layer}", dtype="float32", shape=shape)
 
 
 def _rounded_up(slots: int) -> int:

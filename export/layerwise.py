@@ -34,14 +34,14 @@ class TextKV:
         return self._layers.get(layer, (empty, empty.transpose(2, 3)))
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        return torch.softmax(self.product(query, keys) + mask, -1) @ values.transpose(2, 3)
+        return self.product(torch.softmax(self.product(query, keys) + mask, -1), values)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b.transpose(-1, -2)
 
     def memory(self, layer: int) -> tuple[Tensor, Tensor]:
-        of = self._recurrent[layer]
-        return torch.zeros(1, of.heads, of.value_dim, of.key_dim), torch.zeros(1, 1 + of.before, of.row)
+        state, rows = self._recurrent[layer].shapes(back=1)
+        return torch.zeros(state), torch.zeros(rows)
 
     def remember(self, layer: int, state: Tensor, rows: Tensor) -> None: ...
 

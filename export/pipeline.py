@@ -16,7 +16,7 @@ from torch import nn
 
 from pocketdraft.quantize.weights import WeightError, check_blocks
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.graphs import STATE, GraphSpec, KVSteps
+from pocketdraft.runtime.graphs import GraphSpec, KVSteps, keep_states
 from pocketdraft.runtime.manifest import (
     ERRORS_NAME,
     FORMAT_VERSION,
@@ -229,7 +229,7 @@ def _bundle(
 
 def takes_back(graphs: Sequence[GraphSpec], layout: KVLayout) -> int | None:
     """`Manifest.takes_back`."""
-    return layout.back if any(STATE in tensor.name for graph in graphs for tensor in graph.inputs) else None
+    return layout.back if keep_states(graphs) else None
 
 
 def sources_of(target: Checkpoint, *drafters: Checkpoint) -> Sources:

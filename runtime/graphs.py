@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from pydantic import PositiveInt
@@ -100,6 +101,11 @@ class GraphSpec(Frozen):
     def returned(self, output: TensorSpec) -> str:
         """An output's name in an ONNX graph, where it cannot be called as an input: K/V, an exit's state."""
         return PRESENT + output.name if output.name in {one.name for one in self.inputs} else output.name
+
+
+def keep_states(graphs: Iterable[GraphSpec]) -> bool:
+    """Whether a layer of one of them is recurrent."""
+    return any(STATE in tensor.name for graph in graphs for tensor in graph.inputs)
 
 
 class KVSteps(NamedTuple):

@@ -29,7 +29,7 @@ from .calm import Calibration
 from .drafter_specs import DrafterSpecs, Frozen
 from .errors import PocketdraftError, first_fault
 from .files import write_whole
-from .graphs import STATE, GraphSpec, KVLayer, TensorSpec
+from .graphs import GraphSpec, KVLayer, TensorSpec, keep_states
 
 FORMAT_VERSION = 2
 Backend = Literal["litert", "executorch", "onnx"]
@@ -246,8 +246,7 @@ def _check_consistency(path: Path, manifest: Manifest) -> None:
     for role in ("embed", "prefill", "decode", "verify", *(role for spec in specs for role in spec.needed)):
         if not manifest.graphs_of(role):
             raise PocketdraftError(f"{path} has no {role} graph; export the bundle again.")
-    recurrent = any(STATE in tensor.name for graph in manifest.graphs for tensor in graph.inputs)
-    if recurrent and manifest.takes_back is None:
+    if keep_states(manifest.graphs) and manifest.takes_back is None:
         raise PocketdraftError(f"{path} has recurrent layers and no takes_back; export the bundle again.")
     missing = next((graph for graph in manifest.graphs if graph.part not in manifest.parts), None)
     if missing:

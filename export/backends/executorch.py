@@ -206,7 +206,7 @@ class KVMover(nn.Module):
     def __init__(self, kv: KVBuffers, target: Step, rows: int) -> None:
         super().__init__()
         self.kv, self.rows = kv, rows
-        names = [tensor.name for tensor in target.spec.inputs if tensor.is_kv and tensor.has_slots]
+        names = [tensor.name for tensor in target.spec.inputs if tensor.has_slots]
         self.axes = {name: SLOT_AXES[name.rpartition("_")[0]] for name in names}
 
     def forward(self, sources: Tensor, places: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ class Recurrence:
     row: int
     before: int
 
+    def shapes(self, back: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the state and of the rows that are kept, if `back` tokens can be taken back."""
+        return (1, self.heads, self.value_dim, self.key_dim), (1, back + self.before, self.row)
+
 
 @dataclass(frozen=True)
 class Layer:
