@@ -23,8 +23,7 @@ Within a round a draft that was drawn is always put to the test: leaving it out 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +36,7 @@ from .sampler import Sampler
 Rows = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """`accepted` drafts in order, then `next_token`, which is the target's own.
 
     `rows` are the rows of the verify call whose K/V stays: row 0, the pending token's, and one per accepted
@@ -96,23 +94,15 @@ def rejection(logits: Rows, proposal: Proposal, tokens: Sequence[int], sampler: 
 
 def _walk(proposal: Proposal, choose: Callable[[int, list[int]], int]) -> Verdict:
     """`choose(row, path)` gives the target's token of a row, after the accepted drafts `path`."""
-    node, rows = -1, [0]
+    rows: list[int] = [0]
     accepted: list[int] = []
-    while True:
-        choice = choose(node + 1, accepted)
-        child = _child(proposal, node, choice)
-        if child is None:
-            return Verdict(tuple(accepted), choice, tuple(rows))
-        node = child
-        accepted.append(choice)
-        rows.append(child + 1)
-
-
-def _child(proposal: Proposal, parent: int, token: int) -> int | None:
-    for node in range(parent + 1, len(proposal)):
-        if proposal.parents[node] == parent and proposal.tokens[node] == token:
-            return node
-    return None
+    token = choose(0, accepted)
+    for node, drafted in enumerate(proposal.tokens):
+        if drafted == token and proposal.parents[node] == rows[-1] - 1:
+            accepted.append(token)
+            rows.append(node + 1)
+            token = choose(node + 1, accepted)
+    return Verdict(tuple(accepted), token, tuple(rows))
 
 
 def _residual(p: Probabilities, q: Probabilities | None, token: int) -> Probabilities:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,16 +25,8 @@ class Cache:
     def room(self) -> int:
         return self.capacity - self.length
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Commits the rows of the last verify that lie on the accepted path, row 0 being the pending token's.
-
-        A chain keeps a prefix. Rows with gaps, which only a tree has, are moved together first: see `Target.keep`.
-        """
-        if list(rows) != list(range(len(rows))):
-            raise AssertionError(f"rows {list(rows)} are no prefix of the call: K/V of a tree are compacted first")
-        self.advance(len(rows))
-
     def advance(self, slots: int) -> None:
+        """Commits so many, the first of what the last call wrote."""
         if slots > self.room:
             raise AssertionError(f"{slots} slots committed where {self.room} were free")
         self.length += slots

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .accept import Verdict
 
@@ -12,8 +11,7 @@ Finish = Literal["stop", "budget", "context"]
 Ends = Callable[[int], bool]  # fed the output token by token, whether it ends with this one
 
 
-@dataclass(frozen=True)
-class Emitted:
+class Emitted(NamedTuple):
     """What one round gave: the first `drafted` of `tokens` were the drafter's. `finish` is set on the last."""
 
     tokens: tuple[int, ...]

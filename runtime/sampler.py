@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from functools import cached_property
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -15,8 +16,7 @@ from .sampling import Logits, LogitsProcessor, Sampling, best_of
 Rule = Literal["exact", "rejection"]
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """A drafted token with the probabilities it was drawn from; None where it is the argmax, so all on one token."""
 
     token: int
@@ -53,11 +53,11 @@ class Sampler:
     def noise(self) -> Noise:
         return Noise(self.sampling.seed)
 
-    @property
+    @cached_property
     def rejects(self) -> bool:
         return self.rule == "rejection" and self.sampling.temperature > 0
 
-    @property
+    @cached_property
     def takes_argmax(self) -> bool:
         """Whether the target's token is its logits' argmax as they are."""
         return self.sampling.temperature == 0 and self.sampling.repetition_penalty == 1 and not self.processors

@@ -90,7 +90,7 @@ class Sampling:
 def best_of(scores: Logits) -> int:
     """The token of the highest score, the lowest of equal ones. Raises PocketdraftError where none can be drawn."""
     best = int(scores.argmax())
-    if not np.isfinite(scores[best]):
+    if not math.isfinite(scores[best]):
         raise PocketdraftError(f"The best logit of {len(scores)} is {scores[best]}; no token can be drawn.")
     return best
 

@@ -73,7 +73,9 @@ class Stats:
         self.cut += count + 1 - len(emitted.tokens)
         if not proposal.is_chain:
             self.trees[len(proposal), count, proposal.reach(-1), proposal.reach(verdict.rows[-1] - 1)] += 1
-        # Confidences are those of the first nodes, a chain: the accepted path may leave it.
+        if not proposal.confidences:
+            return
+        # They are those of the first nodes, a chain: the accepted path may leave it.
         stood = sum(row == index for index, row in enumerate(verdict.rows)) - 1
         for index, confidence in enumerate(proposal.confidences[: stood + 1]):
             self.judged[confidence_tenth(confidence), index < stood] += 1

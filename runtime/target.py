@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +23,10 @@ from .proposal import Proposal
 
 Floats = npt.NDArray[np.float32]
 REMEMBERED_ROWS = 1024
+WIDTH = attrgetter("width")
 
 
-@dataclass(frozen=True)
-class Verified:
+class Verified(NamedTuple):
     """`logits` [1 + N, V] and `hidden` [1 + N, D] after the final norm; row 0 is the pending token's. `width` is the
     graph's. `taps` [1 + N, K] are hidden states of layers before, side by side, where a drafter wants them."""
 
@@ -34,8 +36,7 @@ class Verified:
     taps: Floats | None = None
 
 
-@dataclass(frozen=True)
-class Prefilled:
+class Prefilled(NamedTuple):
     """What a prefill of the positions from `start` on gave besides K/V, where the bundle's drafters want it:
     `hidden` [T, D] and `taps` [T, K] as in `Verified`."""
 
@@ -122,11 +123,12 @@ class Target:
 
     def longest_draft(self, cache: Cache) -> int:
         """The most drafts that can be verified now: a graph writes its whole width, never past the cache."""
-        return max((g.width for g in self._verifies if g.width <= cache.room), default=0) - 1
+        fitting = bisect_right(self._verifies, cache.room, key=WIDTH)
+        return self._verifies[fitting - 1].width - 1 if fitting else -1
 
     def free_nodes(self, nodes: int) -> int:
         """How many nodes the graph that verifies `nodes` has rows for: the others would be padding."""
-        return next(g.width for g in self._verifies if g.width > nodes) - 1
+        return self._verifies[bisect_right(self._verifies, nodes, key=WIDTH)].width - 1
 
     def verify(self, cache: Cache, last: int, proposal: Proposal) -> Verified:
         """Runs the pending token and the proposed ones; commits nothing.
@@ -135,7 +137,7 @@ class Target:
         """
         tokens, states = (last, *proposal.tokens), proposal.states
         graphs = self._verifies if states is None else self._late_verifies
-        graph = next(g for g in graphs if g.width >= len(tokens))
+        graph = graphs[bisect_left(graphs, len(tokens), key=WIDTH)]
         place = None
         if not proposal.is_chain:
             if not self.takes_trees:
@@ -144,8 +146,9 @@ class Target:
                 )
             place = tree.inputs(proposal, cache.length, graph.width, self.context_length)
         outputs = self._run(graph, cache, tokens, place, states)
-        rows = {name: array[0, : len(tokens)] for name, array in outputs.items()}
-        return Verified(rows["logits"], rows["activations"], graph.width, rows.get("taps"))
+        logits, hidden, taps = outputs["logits"], outputs["activations"], outputs.get("taps")
+        count = len(tokens)
+        return Verified(logits[0, :count], hidden[0, :count], graph.width, None if taps is None else taps[0, :count])
 
     def draft_early(self, cache: Cache, token: int, ahead: int) -> dict[str, Floats]:
         """Runs the layers that draft on a token `ahead` slots after the committed ones, where their K/V is written.
@@ -169,10 +172,10 @@ class Target:
 
         From the first gap on, which only a tree has, their K/V is moved to where a chain would have it.
         """
-        start = next((index for index, row in enumerate(rows) if row != index), len(rows))
-        if start < len(rows):
+        if rows[-1] >= len(rows):  # they only grow: somewhere there is a gap
+            start = next(index for index, row in enumerate(rows) if row != index)
             self.engine.compact(cache.handle, [cache.length + row for row in rows[start:]], cache.length + start)
-        cache.keep(range(len(rows)))
+        cache.advance(len(rows))
 
     def _prefill_graph(self, left: int, room: int) -> GraphSpec:
         """The narrowest graph that takes all that is left, else the widest; always one that fits the cache, and has
@@ -195,9 +198,9 @@ class Target:
         """
         cache.written = max(cache.written, cache.length + graph.width)
         padding = graph.width - len(tokens)
-        rows = [self._embedded(token) for token in (*tokens, *[0] * padding)]
-        inputs = rows[0]
-        if len(rows) > 1:
+        inputs = self._embedded(tokens[0])
+        if graph.width > 1:
+            rows = [self._embedded(token) for token in (*tokens, *[0] * padding)]
             inputs = {name: np.concatenate([row[name] for row in rows], 1) for name in inputs}
         if states is not None:
             if not self._per_layer_embedder:  # what goes into the layers is all that the embeddings were for

@@ -135,7 +135,7 @@ def verify_gap(target: Target, prompt: Sequence[int]) -> float:
         verified = target.verify(cache, token, NOTHING)
         tokens.append(token)
         single.append(verified.logits[0])
-        cache.keep((0,))
+        cache.advance(1)
         token = int(verified.logits[0].argmax())
     gap = 0.0
     for width in range(2, len(tokens) + 1):

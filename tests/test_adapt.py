@@ -155,7 +155,7 @@ def test_drafts_at_any_anchor_are_those_of_the_graph(anchor):
     cache = Cache(handle, 512)
     target.prefill(cache, tokens[:anchor])
     hidden = target.verify(cache, tokens[anchor], Proposal.chain([])).hidden
-    cache.keep((0,))
+    cache.advance(1)
     activations = np.concatenate([target.embed(tokens[anchor + 1]), hidden[None]], -1)
     inputs = {"activations": activations, **target.positions(cache.length - 1, 1)}
     wanted = engine.run("mtp_drafter", inputs, handle)["projected_activations"]

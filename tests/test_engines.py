@@ -95,9 +95,9 @@ def test_what_was_refused_leaves_no_trace(engine):
     for cache in (clean, dirty):
         target.prefill(cache, PROMPT[:-1])
     target.verify(dirty, PROMPT[-1], Proposal.chain([900, 901, 902, 903]))
-    dirty.keep((0,))
+    dirty.advance(1)
     target.verify(clean, PROMPT[-1], NOTHING)
-    clean.keep((0,))
+    clean.advance(1)
     ours, theirs = (target.verify(cache, 77, NOTHING).logits for cache in (dirty, clean))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 

@@ -63,7 +63,7 @@ def test_trap_hidden_state_of_the_wrong_row():
 
 @pytest.mark.parametrize("off", [-1, 1])
 def test_trap_committed_length_one_off(monkeypatch, off):
-    monkeypatch.setattr(Cache, "keep", lambda self, rows: self.advance(len(rows) + off))
+    monkeypatch.setattr(Target, "keep", lambda self, cache, rows: cache.advance(len(rows) + off))
     with pytest.raises((AssertionError, IndexError)):
         assert drafted_by(MTPDrafter) == plain(PROMPT, 20)
 

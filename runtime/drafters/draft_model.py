@@ -47,7 +47,7 @@ class DraftModelDrafter:
         token, chain = context.last, Chain(context, self._sampler, self._early_stop)
         for _ in range(count):
             logits = self._model.verify(self._cache, token, NOTHING).logits[0]
-            self._cache.keep((0,))
+            self._cache.advance(1)
             self._read.append(token)
             if not chain.draft(logits):
                 break

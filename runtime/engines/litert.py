@@ -131,7 +131,10 @@ class _Graph:
         if bound is None:
             bound = cache.bound[self.spec.name] = self._bind(cache)
         self.model.run_by_index(self._index, *bound)
-        return {name: array.copy() for name, array in self._made.items()}
+        made = {}
+        for name, array in self._made.items():
+            made[name] = array.copy()
+        return made
 
     def _slots(self, start: int) -> npt.NDArray[np.int32]:
         """The slots that a call may touch, as LiteRT-LM writes them."""

@@ -31,7 +31,7 @@ def logits_along(target: Target, prompt: list[int], tokens: list[int]) -> np.nda
     rows = []
     for token in [prompt[-1], *tokens[:-1]]:
         rows.append(target.verify(cache, token, NOTHING).logits[0].copy())
-        cache.keep((0,))
+        cache.advance(1)
     return np.stack(rows)
 
 

@@ -197,7 +197,7 @@ def _recorded(case: Case, patch: pytest.MonkeyPatch) -> Json:
         prompt = session.rewind(turn.prompt) if turn.rewind else turn.prompt
         if turn.rewind and isinstance(scripted, EveryDrafter):
             scripted.join = cache.length - 1
-        rounds += [asdict(emitted) for emitted in session.generate(prompt, turn.budget)]
+        rounds += [emitted._asdict() for emitted in session.generate(prompt, turn.budget)]
     stats = session.stats.to_json()
     del stats["seconds"]
     return _sampler(sampler) | {
