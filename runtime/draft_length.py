@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
@@ -16,6 +17,7 @@ TRY_ROUNDS = 6  # a try: its first round finds its graphs cold, and one draft sa
 TRY_SHARE = 0.005  # of the time: where drafting does not pay, a try now and then tells whether it does by now
 FEW = 8.0  # drafts: with less judged, it is tried at once
 UNSURE = 2.0  # or, while n drafts were judged, this over the square of n
+DOUBT = 0.1  # over the drafts judged: the square of how much, in proportion, drafting may seem slower and yet go on
 PLAIN_FIRST = 4  # rounds: nothing that comes after would tell what not drafting takes, and so whether it is better
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
 PRIOR_WEIGHT = 64.0  # drafts, for as many as other sequences' count at the most
@@ -88,8 +90,10 @@ class Confident:
     _own: Learnt = field(default_factory=Learnt, init=False, repr=False, compare=False)
     _prompt: Vector = field(default_factory=lambda: NO_PROMPT, init=False, repr=False, compare=False)
     _before: Floats = field(default_factory=none_judged, init=False, repr=False, compare=False)
+    _schedule: Schedule | None = field(default=None, init=False, repr=False)  # None: nothing is known yet
     _known: float = field(default=0.0, init=False, repr=False)  # drafts judged, other sequences' by their weight
     _seen: int = field(default=0, init=False, repr=False)
+    _learnt: int = field(default=0, init=False, repr=False)  # what was seen when the schedule was made
     _learn_at: int = field(default=0, init=False, repr=False)  # rounds
     _off: bool = field(default=False, init=False, repr=False)
     _refused: int = field(default=0, init=False, repr=False)
@@ -102,14 +106,14 @@ class Confident:
         return own
 
     def begin(self, tokens: Sequence[int]) -> None:
+        """Starts from a schedule of its own, made of what texts with prompts like `tokens` taught."""
         self._prompt = counted(tokens)
-        before, nearest = self.experience.of(self._prompt, self._own)
+        before = self.experience.of(self._prompt, self._own)
         drafts = float(before.sum())
         self._before = before * min(1.0, PRIOR_WEIGHT / max(1.0, drafts))
         self._known = drafts + self._seen
-        if not self._seen:
-            self._own = Learnt(schedule=nearest.schedule, rate=nearest.rate, unlearnt=nearest.unlearnt)
-        self._decide()
+        if drafts:
+            self._reschedule()
 
     def next(self, stats: Stats) -> int:
         experience = self.experience
@@ -132,7 +136,7 @@ class Confident:
         return self.longest if experience.idle <= 0 else 0
 
     def enough(self, confidences: Sequence[float]) -> bool:
-        schedule = self._own.schedule
+        schedule = self._schedule
         # Of a try's rounds every other one makes two drafts, to know what more take, or more if these are so sure.
         if self._off and len(confidences) < 2 - self.experience.idle % 2:
             return False
@@ -146,39 +150,41 @@ class Confident:
 
     def _learn(self, stats: Stats) -> None:
         """Makes the schedule anew where enough was judged since the last time: that takes a part of a millisecond."""
-        own, experience, seen = self._own, self.experience, stats.judged.total()
-        if own.schedule and seen == self._seen:
+        seen = stats.judged.total()
+        if self._schedule and seen == self._seen:
             return
         if seen and not self._seen:
-            own.counts = stats.judged
-            experience.sequences.append((own, self._prompt))
-        own.unlearnt += seen - self._seen
+            self._own.counts = stats.judged
+            self.experience.sequences.append((self._own, self._prompt))
         self._known += seen - self._seen
         self._seen = seen
         enough = min(self._known / EVIDENCE, PRIOR_WEIGHT)
-        if own.schedule and own.unlearnt < max(1.0, min(enough, TRY_ROUNDS) if self._off else enough):
-            return
-        cost = self._cost()
+        if self._off:
+            enough = min(enough, TRY_ROUNDS)
+        if not self._schedule or seen - self._learnt >= max(1.0, enough):
+            self._reschedule()
+
+    def _reschedule(self) -> None:
+        cost, experience = self._cost(), self.experience
         if cost is None:
             return
-        judged, plain = Judged.of_table(own.judged() + self._before), 1 / cost.seconds(0)
+        judged = Judged.of_table(self._own.judged() + self._before)
+        # Little judged, and a little slower than plain decoding: that is no verdict.
+        slow = (1 - min(1.0, math.sqrt(DOUBT / max(1.0, self._known)))) / cost.seconds(0)
         # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
-        rate = own.rate or schedule(cost, judged, self.longest, plain)[1]
-        own.schedule, own.rate = schedule(cost, judged, self.longest, rate)
-        if rate > plain and not own.schedule.longest:  # at a price of better days: plain decoding's own tells
-            own.schedule, own.rate = schedule(cost, judged, self.longest, plain)
-        own.unlearnt, experience.latest = 0.0, own
-        # A try finds its graphs cold, and so takes longer than a draft where drafting goes on.
-        cold = self._cost(0.5) or cost
-        experience.extra = cold.seconds(min(2, cold.longest)) / cold.seconds(0) - 1
-        self._decide()
-
-    def _decide(self) -> None:
-        """The less is known, the sooner drafting is tried again: a wrong verdict grows unlikely fast."""
-        made = self._own.schedule
-        self._off = made is not None and not made.longest
-        patience = TRY_ROUNDS * min(1 / TRY_SHARE, self._known**2 / UNSURE) if self._known >= FEW else 0
-        self._try_after = int(self.experience.extra * patience)
+        rate = experience.rate or schedule(cost, judged, self.longest, slow)[1]
+        found, better = schedule(cost, judged, self.longest, rate)
+        if rate > slow and not found.longest:  # at a price of better days, or of plain decoding
+            found, better = schedule(cost, judged, self.longest, slow)
+        self._schedule, experience.rate, self._learnt = found, better, self._seen
+        self._off = not found.longest
+        if self._off:
+            # A try finds its graphs cold, and so takes longer than a draft where drafting goes on.
+            cold = self._cost(0.5) or cost
+            extra = cold.seconds(min(2, cold.longest)) / cold.seconds(0) - 1
+            # The less is known, the sooner drafting is tried again: a wrong verdict grows unlikely fast.
+            patience = TRY_ROUNDS * min(1 / TRY_SHARE, self._known**2 / UNSURE) if self._known >= FEW else 0
+            self._try_after = int(extra * patience)
 
     def _cost(self, quantile: float = 0.25) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):

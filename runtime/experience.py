@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .cost import Times
-from .schedule import Floats, Schedule, table
+from .schedule import Floats, table
 from .stats import TENTHS
 
 REMEMBERED = 32  # sequences
 BUCKETS = 1024  # that tokens are counted in
 STRANGE, ALIKE = 0.1, 0.3  # cosines: of texts of different languages, and from which on drafts count in full
-UNLIKE = 0.1  # as much they count at the least: a prompt that is like no other starts from all of them
+UNLIKE = 0.1  # as much others count where none is alike: a prompt that is like no other starts from all of them
+ENOUGH = 16.0  # drafts in texts that are alike, and others do not count
 EACH = 32.0  # drafts of one sequence count at the most: a text is like itself, and the next may be otherwise
-KIND = 0.5  # weight from which on the other sequence's schedule is that to start from
 Vector = npt.NDArray[np.float32]
 
 
@@ -35,9 +35,6 @@ class Learnt:
     """From one sequence, as it goes: nobody tells when it is over. `counts` are its `Stats.judged`."""
 
     counts: Counter[tuple[int, bool]] = field(default_factory=Counter)
-    schedule: Schedule | None = None  # None: nothing is known yet
-    rate: float = 0.0  # at which the schedule prices time
-    unlearnt: float = 0.0  # drafts judged since the schedule was made, by all sequences that had it in turn
     _told: int = 0
     _judged: Floats = field(default_factory=none_judged)
 
@@ -52,33 +49,35 @@ class Learnt:
 @dataclass
 class Experience:
     """`times` are what rounds take. `idle` counts rounds without a draft where drafting does not pay; from a negative
-    number up to 0 it is being tried. `extra` is how much longer a round of such a try takes than decoding, over that.
-    `latest` made the last schedule. `sequences`, oldest first, are those that had drafts judged, with their prompts."""
+    number up to 0 it is being tried. `rate` is that at which the last schedule priced time. `sequences`, oldest first,
+    are those that had drafts judged, with their prompts."""
 
     times: Times
     idle: int = 0
-    extra: float = 0.0
-    latest: Learnt = field(default_factory=Learnt)
+    rate: float = 0.0
     sequences: deque[tuple[Learnt, Vector]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
-    def of(self, prompt: Vector, own: Learnt) -> tuple[Floats, Learnt]:
-        """Drafts judged in other sequences than `own`, weighted by likeness: [11, 2]; and the one to start from."""
+    def of(self, prompt: Vector, own: Learnt) -> Floats:
+        """Drafts judged in other sequences than `own`, weighted by likeness: [11, 2]."""
         others = [one for one in self.sequences if one[0] is not own]
         if not others:
-            return none_judged(), self.latest
-        weights = _likeness(prompt, np.array([other for _, other in others]))
-        nearest = len(others) - 1 - int(weights[::-1].argmax())  # the newest of equals
+            return none_judged()
+        likeness = _likeness(prompt, np.array([other for _, other in others]))
         judged = np.array([learnt.judged() for learnt, _ in others])
-        counted_in = weights * np.minimum(1.0, EACH / judged.sum((1, 2)))
-        return np.tensordot(counted_in, judged, 1), others[nearest][0] if weights[nearest] >= KIND else self.latest
+        drafts = judged.sum((1, 2))
+        counted_in = np.minimum(drafts, EACH)
+        missing = max(0.0, 1 - float(likeness @ counted_in) / ENOUGH)
+        weights = np.maximum(likeness, UNLIKE * missing) * counted_in / drafts
+        weighted: Floats = np.tensordot(weights, judged, 1)
+        return weighted
 
 
 def _likeness(prompt: Vector, others: Vector) -> Floats:
-    """[N], UNLIKE to 1; no prompt is like all."""
+    """[N], 0 to 1; no prompt is like all."""
     if not prompt.any():
         return np.ones(len(others))
     cosines: Floats = (others @ prompt).astype(np.float64)
-    return np.clip((cosines - STRANGE) / (ALIKE - STRANGE), UNLIKE, 1.0)
+    return np.clip((cosines - STRANGE) / (ALIKE - STRANGE), 0.0, 1.0)
 
 
 def counted(tokens: Sequence[int]) -> Vector:

@@ -52,7 +52,10 @@ class Schedule:
         """Whether to stop at the drafts made so far, given the probability that the drafter gave each."""
         if len(confidences) >= len(self.least):
             return True
-        return math.prod(self.shares[confidence_tenth(one)] for one in confidences) < self.least[len(confidences)]
+        reached = 1.0
+        for one in confidences:
+            reached *= self.shares[confidence_tenth(one)]
+        return reached < self.least[len(confidences)]
 
 
 def table(counts: Mapping[tuple[int, bool], int]) -> Floats:
@@ -113,8 +116,8 @@ def schedule(cost: RoundCost, judged: Judged, longest: int, rate: float) -> tupl
         going[:, 1] += seconds[drafts + 1] - seconds[drafts]
         goes = going[:, 0] > rate * going[:, 1]
         ahead[:-1] = going * goes[:, None]
-        if goes.any():
-            least[drafts] = math.exp(-STEP * (int(np.flatnonzero(goes)[-1]) + 0.5))
+        if count := np.count_nonzero(goes):  # the likeliest: what is less likely is worth less
+            least[drafts] = math.exp(-STEP * (count - 0.5))
     tokens, time = ahead[0]
     return Schedule(tuple(judged.shares.tolist()), tuple(least)), float((1 + tokens) / (seconds[0] + time))
 

@@ -85,6 +85,21 @@ def test_drafts_that_are_seldom_right_are_soon_left_out(cost):
     assert tokens_per_verify(Confident(cost=cost), useless(0.2), cost) > 0.97
 
 
+@pytest.mark.parametrize(("rounds", "drafts"), [(20, 1), (600, 0)])
+def test_a_little_slower_than_plain_decoding_is_a_verdict_once_much_was_judged(rounds, drafts):
+    """A draft takes half a decoding, and is right 49 times in a hundred."""
+    policy, stats = Confident(longest=1, cost=0.5), Stats()
+    for number in range(rounds):
+        count, accepted = min(1, policy.next(stats)), int(number * 0.49) != int((number + 1) * 0.49)
+        tokens = (0,) * (min(count, accepted) + 1)
+        stats.record(
+            Proposal.chain([0] * count, confidences=[0.5] * count),
+            Verdict(tokens[1:], 0, tuple(range(len(tokens)))),
+            Emitted(tokens, len(tokens) - 1, None),
+        )
+    assert policy.next(stats) == drafts
+
+
 def stats_of() -> Stats:
     """Ten rounds of four drafts, half of which were refused."""
     stats = Stats()

@@ -37,7 +37,7 @@ class FirstRowDrafter(MTPDrafter):
     """Takes the hidden state of the pending token's row, whatever was accepted after it."""
 
     def observe(self, verdict: Verdict, verified: Verified) -> None:
-        self._hidden = verified.hidden[0][None, None]
+        self._hidden = verified.hidden[0]
 
 
 def drafted_by(drafter_class: type[MTPDrafter]) -> list[int]:

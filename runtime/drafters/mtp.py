@@ -44,7 +44,8 @@ class MTPDrafter:
         return self._draft(self._hidden, context, count, self._early_stop).proposal()
 
     def _draft(self, hidden: Floats, context: Context, count: int, early_stop: EarlyStop | None) -> Chain:
-        """At most `count` drafts."""
+        """At most `count` drafts; `hidden` is [D]."""
+        hidden = hidden[None, None]
         place = self._target.positions(self._cache.length - 1, 1)
         token, chain = context.last, Chain(context, self._sampler, early_stop)
         for _ in range(count):
@@ -57,7 +58,7 @@ class MTPDrafter:
         return chain
 
     def observe(self, verdict: Verdict, verified: Verified) -> None:
-        self._hidden = verified.hidden[verdict.rows[-1]][None, None]
+        self._hidden = verified.hidden[verdict.rows[-1]]
 
 
 def make(target: Target, cache: Cache, sampler: Sampler, early_stop: EarlyStop | None) -> MTPDrafter:
