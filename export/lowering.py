@@ -2,7 +2,8 @@
 
 executorch 1.5.1 decomposes a graph up to three times, once for each way to spare an operator. A dozen of its passes
 over each delegated part find nothing to do there, and yet trace the part anew. And each trace evaluates each operator,
-and copies what its node was ever made from. None of that is in the program that comes out.
+copies what its node was ever made from, and compiles a module that nobody calls. None of that is in the program that
+comes out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from executorch.exir.program._program import _default_decomposition_table
 from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.fx.traceback import NodeSource
 from torch.utils._pytree import tree_flatten, tree_leaves
@@ -74,9 +76,9 @@ def _table() -> Any:
 def without_idle_work() -> Iterator[None]:
     """Passes trace a graph anew only where they have changed it, and evaluate only operators that they have changed.
 
-    What a node was made from is shared, not copied.
+    What a node was made from is shared, not copied; a module is compiled when it is called.
     """
-    trace, emit = _ExportPassBase.call, _ExportPassBase._fx
+    trace, emit, compiled = _ExportPassBase.call, _ExportPassBase._fx, GraphModule.recompile
     traced, known = WeakKeyDictionary[GraphModule, list[Any]](), Known()
 
     def call(self: ExportPass, module: GraphModule) -> PassResult:
@@ -90,12 +92,24 @@ def without_idle_work() -> Iterator[None]:
         self.interpreter.call_function = partial(known.evaluate, meta.data.get("val"))
         return emit(self, kind, target, args, kwargs, meta)
 
+    def recompile(self: GraphModule) -> None:
+        def forward(module: GraphModule, *args: Any, **kwargs: Any) -> Any:
+            compiled(module)
+            return type(module).forward(module, *args, **kwargs)
+
+        type(self).forward = forward  # each module is of a class of its own
+        self._code = ""  # which is printed
+        if isinstance(self.graph._codegen, _PyTreeCodeGen):
+            self._in_spec, self._out_spec = self.graph._codegen.pytree_info[1:]
+
     _ExportPassBase.call, _ExportPassBase._fx = call, fx
+    GraphModule.recompile = recompile  # type: ignore[method-assign, assignment]
     NodeSource.__deepcopy__ = lambda self, _: self  # type: ignore[attr-defined]  # no one changes it once it is made
     try:
         yield
     finally:
         _ExportPassBase.call, _ExportPassBase._fx = trace, emit
+        GraphModule.recompile = compiled  # type: ignore[method-assign]
         del NodeSource.__deepcopy__  # type: ignore[attr-defined]
 
 
