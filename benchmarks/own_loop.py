@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,26 @@ from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.target import Target
 
 
-class TimedModel:
-    """Stands in for a CompiledModel and adds up the time of its graph calls."""
+class TimedCall:
+    """Stands in for a graph's call and adds up its time."""
 
-    def __init__(self, model: Any) -> None:
-        self._model, self.seconds = model, 0.0
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call, self.seconds = call, 0.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def run_by_index(self, *inputs: Any) -> None:
+    def __call__(self, *inputs: Any) -> None:
         started = time.perf_counter()
-        self._model.run_by_index(*inputs)
+        self._call(*inputs)
         self.seconds += time.perf_counter() - started
 
 
 def main() -> None:
     job = json.load(sys.stdin)
     engine: Any = open_engine(Path(job["bundle"]), 1)
-    models = []
+    calls = []
     if job["instrumented"]:  # costs time itself, so never in a run whose speed counts
         for graph in engine._graphs.values():
-            models.append(TimedModel(graph.model))
-            graph.model = models[-1]
+            graph.call = TimedCall(graph.call)
+            calls.append(graph.call)
     target, outputs, rounds_s, first_s, graphs_s = Target(engine), [], 0.0, 0.0, 0.0
     accepted, drafted_rounds = 0, 0
     for prompt in job["prompts"]:
@@ -47,10 +45,10 @@ def main() -> None:
         stream = session.generate(prompt, job["budget"])
         output = [*next(stream).tokens]  # holds the prefill, whose graph calls are no part of a round
         first_s += sum(session.stats.seconds.values())
-        graphs_s -= sum(model.seconds for model in models)
+        graphs_s -= sum(call.seconds for call in calls)
         for emitted in stream:
             output += emitted.tokens
-        graphs_s += sum(model.seconds for model in models)
+        graphs_s += sum(call.seconds for call in calls)
         rounds_s += sum(session.stats.seconds.values())
         accepted += session.stats.accepted
         drafted_rounds += sum(rounds for (proposed, _), rounds in session.stats.outcomes.items() if proposed)

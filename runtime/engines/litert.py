@@ -29,7 +29,7 @@ from ..manifest import Manifest, Part
 
 @dataclass
 class KVBuffers:
-    """K/V of one sequence by tensor name, and the buffer lists of each graph that has run on it."""
+    """K/V of one sequence by tensor name, and the lists of buffers' capsules of each graph that has run on it."""
 
     by_name: dict[str, Any]
     bound: dict[str, tuple[list[Any], list[Any]]] = field(default_factory=dict)
@@ -108,8 +108,9 @@ class _Graph:
     """One signature with its own small input and output buffers."""
 
     def __init__(self, model: Any, spec: GraphSpec) -> None:
-        self.model, self.spec = model, spec
-        self._index = model.get_signature_index(spec.name)
+        self.spec, self._index = spec, model.get_signature_index(spec.name)
+        # What `run_by_index` calls once it has asked each buffer for its capsule, 1 % of a decoding at 47 M.
+        self.call = model._model.RunByIndex
         # LiteRT's own order, which is not the order of the steps.
         signature = model.get_signature_list()[spec.name]
         self._order = signature["inputs"], signature["outputs"]
@@ -130,7 +131,7 @@ class _Graph:
         bound = cache.bound.get(self.spec.name)
         if bound is None:
             bound = cache.bound[self.spec.name] = self._bind(cache)
-        self.model.run_by_index(self._index, *bound)
+        self.call(self._index, *bound)
         made = {}
         for name, array in self._made.items():
             made[name] = array.copy()
@@ -143,7 +144,7 @@ class _Graph:
 
     def _bind(self, cache: KVBuffers) -> tuple[list[Any], list[Any]]:
         inputs, outputs = self._inputs | cache.by_name, self._outputs | cache.by_name
-        return [inputs[name] for name in self._order[0]], [outputs[name] for name in self._order[1]]
+        return [inputs[name].capsule for name in self._order[0]], [outputs[name].capsule for name in self._order[1]]
 
 
 def open_engine(folder: Path, manifest: Manifest, threads: int) -> LiteRTEngine:
