@@ -207,6 +207,7 @@ def test_what_is_certified_of_several_exits_is_said_exit_by_exit(prompts):
     assert target.shares == shares
 
 
+@pytest.mark.slow
 def test_references_bound_how_much_farther_from_them_a_text_gets(engine, prompts):
     full = [text(Target(engine), prompt, 24) for prompt in prompts]
     textual, _ = certify(engine, prompts, 24, delta=0.9, epsilon=0.05)

@@ -196,7 +196,8 @@ def test_a_native_head_with_a_head_of_its_own_is_valid(make_target, backend, tmp
     engine.close()
 
 
-@pytest.mark.parametrize("backend", SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", get_args(Backend))
 def test_several_native_heads_are_valid_and_draft_what_they_do_in_torch(make_target, backend, tmp_path):
     """The graphs of each head, over K/V of its own."""
     folder, recipe = make_target(), load("f32")
