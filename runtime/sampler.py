@@ -28,8 +28,7 @@ class Draft(NamedTuple):
         """The probability that the drafter gave its draft; for an argmax, that at temperature 1."""
         if self.probs is not None:
             return float(self.probs[self.token])
-        odds = self.scores - self.scores[self.token]
-        return float(1 / np.add.reduce(np.exp(odds, out=odds)))
+        return float(1 / np.exp(self.scores - self.scores[self.token]).sum())
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,7 @@ class Schedule:
         """Whether to stop at the drafts made so far, given the probability that the drafter gave each."""
         if len(confidences) >= len(self.least):
             return True
-        reached = 1.0
-        for one in confidences:
-            reached *= self.shares[confidence_tenth(one)]
-        return reached < self.least[len(confidences)]
+        return math.prod(self.shares[confidence_tenth(one)] for one in confidences) < self.least[len(confidences)]
 
 
 def table(counts: Mapping[tuple[int, bool], int]) -> Floats:

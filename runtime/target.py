@@ -198,10 +198,11 @@ class Target:
         """
         cache.written = max(cache.written, cache.length + graph.width)
         padding = graph.width - len(tokens)
-        inputs = self._embedded(tokens[0])
-        if graph.width > 1:
+        if graph.width == 1:
+            inputs = self._embedded(tokens[0])
+        else:
             rows = [self._embedded(token) for token in (*tokens, *[0] * padding)]
-            inputs = {name: np.concatenate([row[name] for row in rows], 1) for name in inputs}
+            inputs = {name: np.concatenate([row[name] for row in rows], 1) for name in rows[0]}
         if states is not None:
             if not self._per_layer_embedder:  # what goes into the layers is all that the embeddings were for
                 inputs = {}

@@ -6,15 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from rounds import record
 from scripted import ScriptedEngine, plain, scripted_manifest
 
-from pocketdraft.runtime.accept import Verdict
-from pocketdraft.runtime.context import Emitted
 from pocketdraft.runtime.cost import RoundCost, Times
 from pocketdraft.runtime.draft_length import PLAIN_FIRST, Confident
 from pocketdraft.runtime.drafters.mtp import MTPDrafter
 from pocketdraft.runtime.experience import Experience
-from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.stats import Stats
 
@@ -36,9 +34,7 @@ def tokens_per_verify(policy: Confident, drafter: Drafter, cost: float, rounds: 
             if policy.enough(confidences):
                 break
         accepted = right.index(False) if False in right else len(right)
-        proposal = Proposal.chain([0] * len(right), confidences=confidences)
-        tokens = (0,) * (accepted + 1)
-        stats.record(proposal, Verdict(tokens[1:], 0, tuple(range(accepted + 1))), Emitted(tokens, accepted, None))
+        record(stats, confidences, accepted)
         time += 1 + cost * len(right)
     return stats.emitted / time
 
@@ -91,12 +87,7 @@ def test_a_little_slower_than_plain_decoding_is_a_verdict_once_much_was_judged(r
     policy, stats = Confident(longest=1, cost=0.5), Stats()
     for number in range(rounds):
         count, accepted = min(1, policy.next(stats)), int(number * 0.49) != int((number + 1) * 0.49)
-        tokens = (0,) * (min(count, accepted) + 1)
-        stats.record(
-            Proposal.chain([0] * count, confidences=[0.5] * count),
-            Verdict(tokens[1:], 0, tuple(range(len(tokens)))),
-            Emitted(tokens, len(tokens) - 1, None),
-        )
+        record(stats, [0.5] * count, min(count, accepted))
     assert policy.next(stats) == drafts
 
 
@@ -104,9 +95,7 @@ def stats_of() -> Stats:
     """Ten rounds of four drafts, half of which were refused."""
     stats = Stats()
     for accepted in (4, 0) * 5:
-        proposal = Proposal.chain([0] * 4, confidences=[0.7] * 4)
-        tokens = (0,) * (accepted + 1)
-        stats.record(proposal, Verdict(tokens[1:], 0, tuple(range(accepted + 1))), Emitted(tokens, accepted, None))
+        record(stats, [0.7] * 4, accepted)
     return stats
 
 
@@ -148,8 +137,7 @@ def test_where_drafting_does_not_pay_it_is_tried_again_now_and_then():
         most = policy.next(stats)
         count = next((n for n in range(1, most) if policy.enough([0.5] * n)), most)
         asked.append(count)
-        proposal = Proposal.chain([0] * count, confidences=[0.5] * count)
-        stats.record(proposal, Verdict((), 0, (0,)), Emitted((0,), 0, None))
+        record(stats, [0.5] * count, accepted=0)
     assert set(asked[1:]) == {0, 1, 2}
     assert any(asked[4_000:])
     assert sum(asked) < 70
@@ -167,9 +155,7 @@ def test_a_try_drafts_on_while_another_draft_costs_less_than_it_gives():
         if confidences and stats.rounds > 4_000:
             tried[confidences[0]].append(len(confidences))
         accepted = next((n for n, one in enumerate(confidences) if random.random() > one), len(confidences))
-        tokens = (0,) * (accepted + 1)
-        proposal = Proposal.chain([0] * len(confidences), confidences=confidences)
-        stats.record(proposal, Verdict(tokens[1:], 0, tuple(range(accepted + 1))), Emitted(tokens, accepted, None))
+        record(stats, confidences, accepted)
     assert stats.drafted_rounds < 200
     assert np.mean(tried[SURE]) > 4 > 2 > np.mean(tried[DOUBTFUL])
 
@@ -180,9 +166,7 @@ def test_what_not_drafting_takes_is_found_out_before_any_draft():
     for _ in range(200):
         count = min(4, policy.next(stats))
         asked.append(count)
-        proposal, accepted = Proposal.chain([0] * count, confidences=[0.5] * count), count // 2
-        tokens = (0,) * (accepted + 1)
-        stats.record(proposal, Verdict(tokens[1:], 0, tuple(range(accepted + 1))), Emitted(tokens, accepted, None))
+        record(stats, [0.5] * count, count // 2)
         policy.experience.times.add(*((5, 10.0) if count else (1, 1.0)), count, 0.1 * count, 0.0)
     assert asked[:PLAIN_FIRST] == [0] * PLAIN_FIRST
     assert asked[PLAIN_FIRST] == 4

@@ -9,15 +9,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from rounds import record
 from scripted import ScriptedEngine, plain, scripted_manifest
 
-from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.batch import Batch, Request, row_bytes
-from pocketdraft.runtime.context import Emitted
 from pocketdraft.runtime.cost import RoundCost, Times
 from pocketdraft.runtime.draft_length import TRY_ROUNDS, Confident, Fixed
 from pocketdraft.runtime.experience import EACH, REMEMBERED, Experience, counted
-from pocketdraft.runtime.proposal import Proposal
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.stats import Stats
 from pocketdraft.runtime.target import Target
@@ -60,9 +58,7 @@ def write(policy: Confident, drafts: Chance, rounds: int, stats: Stats | None = 
             if policy.enough(confidences):
                 break
         accepted = right.index(False) if False in right else len(right)
-        tokens = (0,) * (accepted + 1)
-        proposal = Proposal.chain([0] * len(right), confidences=confidences)
-        stats.record(proposal, Verdict(tokens[1:], 0, tuple(range(accepted + 1))), Emitted(tokens, accepted, None))
+        record(stats, confidences, accepted)
         made.append(len(right))
     return made
 

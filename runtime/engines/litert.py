@@ -132,10 +132,7 @@ class _Graph:
         if bound is None:
             bound = cache.bound[self.spec.name] = self._bind(cache)
         self.call(self._index, *bound)
-        made = {}
-        for name, array in self._made.items():
-            made[name] = array.copy()
-        return made
+        return {name: array.copy() for name, array in self._made.items()}
 
     def _slots(self, start: int) -> npt.NDArray[np.int32]:
         """The slots that a call may touch, as LiteRT-LM writes them."""
