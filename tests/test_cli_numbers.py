@@ -35,8 +35,12 @@ def profile(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def slow_verify(profile: Path, out: Path) -> Path:
-    """Verifying T tokens takes as long as decoding T."""
+    """Verifying T tokens takes as long as decoding T, and nothing else takes any time: what was measured of a few
+    rounds on a busy machine may say that drafting saves some."""
     content = json.loads(profile.read_text())
+    content["host"].update(round_s=0.0, lookup_share=0.0)
+    for drafting in content["drafters"].values():
+        drafting.update(drafting_s=0.0, draft_s=0.0)
     decode = next(graph["median_s"] for graph in content["graphs"] if graph["role"] == "decode")
     for graph in content["graphs"]:
         if graph["role"] == "verify":
