@@ -22,6 +22,7 @@ from .profile import EMBEDDERS, DraftingTiming, GraphTiming, HostTiming, Profile
 
 GRAPHLESS = ("none", "prompt_lookup")  # drafters that run no graph
 REPEATED = 3  # rounds, or a number of drafts tells less than others: the first time, graphs may still be prepared
+SOON_DRAFTED, SOON_PLAIN = 5, 12  # rounds: so many are timed after each change, about as many tokens
 REMEMBERED_ROUNDS = 32  # a device gets warm and slower: only the last few rounds tell what it does now
 
 
@@ -109,6 +110,28 @@ def _of_graphs(
     return None
 
 
+class SequenceTimes:
+    """Adds the rounds of one sequence, after its prompt, to `times`: those soon after it began to draft, or ceased to.
+
+    A graph that is used again and again gets faster, by a third within ten rounds where its weights fit into the
+    caches. So drafting and decoding are compared as fast as they are after about as many tokens.
+    """
+
+    def __init__(self, times: Times) -> None:
+        self._times = times
+        self._drafted: bool | None = None
+        self._alike = 0  # rounds before this one that drafted as this one did, or did not
+
+    def add(self, width: int, verify_s: float, drafts: int, draft_s: float, host_s: float) -> None:
+        """See `Times.add`."""
+        drafted = drafts > 0
+        self._alike = self._alike + 1 if drafted == self._drafted else 0
+        self._drafted = drafted
+        soon = SOON_DRAFTED if drafted else SOON_PLAIN
+        if 0 < self._alike <= soon or self._times.hardly_knows(width):
+            self._times.add(width, verify_s, drafts, draft_s, host_s)
+
+
 class Times:
     """What the parts of rounds took lately, for all sessions of one target: a property of the device, not of a text."""
 
@@ -124,6 +147,10 @@ class Times:
         self._host.append(host_s)
         if drafts:
             self._drafting.setdefault(drafts, deque(maxlen=REMEMBERED_ROUNDS)).append(draft_s)
+
+    def hardly_knows(self, width: int) -> bool:
+        """Whether it has run so few times that any round of it tells something."""
+        return len(self._verify[width]) < REPEATED
 
     @property
     def plain_rounds(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
@@ -17,8 +16,8 @@ TRY_ROUNDS = 6  # a try: its first round finds its graphs cold, and one draft sa
 TRY_SHARE = 0.005  # of the time: where drafting does not pay, a try now and then tells whether it does by now
 FEW = 8.0  # drafts: with less judged, it is tried at once
 UNSURE = 2.0  # or, while n drafts were judged, this over the square of n
-DOUBT = 0.1  # over the drafts judged: the square of how much, in proportion, drafting may seem slower and yet go on
 PLAIN_FIRST = 4  # rounds: nothing that comes after would tell what not drafting takes, and so whether it is better
+PLAIN_KNOWN = 30  # and until so many were timed, the first TRY_ROUNDS of each sequence
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
 PRIOR_WEIGHT = 64.0  # drafts, for as many as other sequences' count at the most
 EVIDENCE = 4.0  # and where a quarter as many drafts were judged since as it was made of, or so many, or a try was over
@@ -33,7 +32,7 @@ class DraftLength(Protocol):
 
 class EarlyStop(Protocol):
     def enough(self, confidences: Sequence[float]) -> bool:
-        """Whether to stop at the drafts made so far, given the probability that the drafter gave each."""
+        """Whether to stop at the drafts made so far, given how sure the drafter is of each."""
 
 
 class Never:
@@ -121,7 +120,7 @@ class Confident:
             experience.idle += 1
             return 0
         rounds = stats.rounds
-        if self.cost is None and experience.times.plain_rounds < PLAIN_FIRST:
+        if self.cost is None and experience.times.plain_rounds < (PLAIN_KNOWN if rounds < TRY_ROUNDS else PLAIN_FIRST):
             return 0
         lucky = False
         if experience.idle == 0 if self._off else rounds >= self._learn_at:
@@ -169,13 +168,12 @@ class Confident:
         if cost is None:
             return
         judged = Judged.of_table(self._own.judged() + self._before)
-        # Little judged, and a little slower than plain decoding: that is no verdict.
-        slow = (1 - min(1.0, math.sqrt(DOUBT / max(1.0, self._known)))) / cost.seconds(0)
+        plain = 1 / cost.seconds(0)
         # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
-        rate = experience.rate or schedule(cost, judged, self.longest, slow)[1]
+        rate = experience.rate or schedule(cost, judged, self.longest, plain)[1]
         found, better = schedule(cost, judged, self.longest, rate)
-        if rate > slow and not found.longest:  # at a price of better days, or of plain decoding
-            found, better = schedule(cost, judged, self.longest, slow)
+        if rate > plain and not found.longest:  # at a price of better days, or of plain decoding
+            found, better = schedule(cost, judged, self.longest, plain)
         self._schedule, experience.rate, self._learnt = found, better, self._seen
         self._off = not found.longest
         if self._off:

@@ -102,14 +102,14 @@ def measure(
 
     Domains take turns too: a machine that gets slower meanwhile is no slower for one of them.
     """
-    target, found = Target(engine), Measured()
+    targets, found = {way: Target(engine) for way in ways}, Measured()  # as in an app, which has one way
     rules = samplers(ways, sampling)
     if sampling.temperature > 0 and any(rules[way].rejects for way in ways):
         found.identical = None
     for way in ways:
-        session = open_session(engine, way.drafter, way.policy(schedule), target, rules[way])
+        session = open_session(engine, way.drafter, way.policy(schedule), targets[way], rules[way])
         list(session.generate(tokenizer.encode(prompts[0].text), WARM_UP_TOKENS))
-    found.timings.prefills = time_prefills(target, engine, np.random.default_rng(0))
+    found.timings.prefills = time_prefills(Target(engine), engine, np.random.default_rng(0))
     for number, prompt in enumerate(_mixed(prompts)):
         progress("Each draft length in turn", number, len(prompts))
         tokens, texts = tokenizer.encode(prompt.text), {}
@@ -117,7 +117,7 @@ def measure(
         first = number % len(ways)
         for way in (*ways[first:], *ways[:first]):
             sampler = rules[way].sample(number)
-            session = open_session(engine, way.drafter, way.policy(schedule), target, sampler)
+            session = open_session(engine, way.drafter, way.policy(schedule), targets[way], sampler)
             texts[way] = _run(session, tokens, budget, way, domain[way], found)
         if found.identical and any(text != texts[ways[0]] for text in texts.values()):
             found.identical = False

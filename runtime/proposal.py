@@ -17,8 +17,8 @@ class Proposal:
     """Node i is `tokens[i]` after node `parents[i]`; parent -1 is the pending token. Parents come first.
 
     `probs[i]` is q, float64 [V], that node i was drawn from; None, as where there are none at all, says that the
-    drafter did not draw: q is all on the node. `confidences` are the probabilities that the drafter gave its nodes,
-    where it was asked for them; of a tree, to the chain that its first nodes are. `states`, of the pending token and
+    drafter did not draw: q is all on the node. `confidences` say how sure the drafter is of its nodes (`Draft`),
+    where it was asked; of a tree, of the chain that its first nodes are. `states`, of the pending token and
     each node, are where the target's first layers drafted: see `Target.draft_early`.
     """
 

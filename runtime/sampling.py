@@ -95,6 +95,16 @@ def best_of(scores: Logits) -> int:
     return best
 
 
+def lead(scores: Logits, best: int) -> float:
+    """How far the highest score, at `best`, lies above the second highest. Takes it out of `scores` meanwhile: so the
+    second is found in a fraction of the time of a partition."""
+    highest = scores[best]
+    scores[best] = -math.inf
+    second = scores[scores.argmax()]
+    scores[best] = highest
+    return float(highest - second)
+
+
 def _penalized(logits: Logits, history: Sequence[int], penalty: float) -> Logits:
     scores = logits.astype(np.float64)
     seen = np.unique(np.asarray(history))

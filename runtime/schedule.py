@@ -28,8 +28,10 @@ from .stats import TENTHS, confidence_tenth
 
 PRIOR_DRAFTS = 2.0  # how many drafts the supposed shares count for, until there are real ones
 STEP, STEPS = 0.08, 48  # of log(reached): down to 0.02
+REACHED = np.exp(-STEP * np.arange(STEPS))
 Floats = npt.NDArray[np.float64]
-SUPPOSED = np.array([*(tenth / 10 + 0.05 for tenth in range(10)), 1.0])
+# As five drafters of the embedded target were right: a third of the time even where two tokens are as likely.
+SUPPOSED = np.array([*(0.3 + 0.07 * (tenth + 0.5) for tenth in range(10)), 1.0])
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,13 @@ class Schedule:
         return len(self.least) if self.least and self.least[0] <= 1 else 0
 
     def enough(self, confidences: Sequence[float]) -> bool:
-        """Whether to stop at the drafts made so far, given the probability that the drafter gave each."""
+        """Whether to stop at the drafts made so far, given how sure the drafter is of each."""
         if len(confidences) >= len(self.least):
             return True
-        return math.prod(self.shares[confidence_tenth(one)] for one in confidences) < self.least[len(confidences)]
+        reached = 1.0
+        for confidence in confidences:
+            reached *= self.shares[confidence_tenth(confidence)]
+        return reached < self.least[len(confidences)]
 
 
 def table(counts: Mapping[tuple[int, bool], int]) -> Floats:
@@ -88,15 +93,15 @@ class Judged:
 
     @cached_property
     def moves(self) -> Floats:
-        """[STEPS, STEPS + 1]: from each step of log(reached), where one more draft leads; the last is out of sight."""
-        steps = np.arange(STEPS)[:, None]
-        shift, between = np.divmod(-np.log(np.maximum(self.shares, 1e-9)) / STEP, 1)
-        found = np.zeros(STEPS * (STEPS + 1))
-        for further, weight in ((0, 1 - between), (1, between)):  # shared out between the two steps around
-            to = np.minimum(steps + shift.astype(np.intp) + further, STEPS) + steps * (STEPS + 1)
-            weights = np.broadcast_to(weight * self.frequencies, to.shape)
-            found += np.bincount(to.ravel(), weights.ravel(), found.size)
-        return found.reshape(STEPS, STEPS + 1)
+        """[STEPS, STEPS]: from each step of log(reached), the row, where one more draft leads; or out of sight."""
+        steps = np.log(np.maximum(self.shares, 1e-9)) / -STEP
+        near = np.minimum(steps, STEPS).astype(np.intp)
+        beyond = np.minimum(steps - near, 1) * self.frequencies  # shared out between the two steps around
+        further = np.zeros(2 * STEPS + 1)  # by how many steps, from 1 - STEPS on; each row is a window of it
+        further[STEPS - 1 :] = np.bincount(near, self.frequencies - beyond, STEPS + 2)
+        further[STEPS:] += np.bincount(near, beyond, STEPS + 1)
+        size = further.itemsize
+        return np.ndarray((STEPS, STEPS), np.float64, further, (STEPS - 1) * size, (-size, size))
 
 
 def schedule(cost: RoundCost, judged: Judged, longest: int, rate: float) -> tuple[Schedule, float]:
@@ -105,18 +110,19 @@ def schedule(cost: RoundCost, judged: Judged, longest: int, rate: float) -> tupl
     That is a better price: a few turns reach the one where both are the same (Dinkelbach's method), see `best`.
     """
     seconds = [cost.seconds(drafts) for drafts in range(min(longest, cost.longest) + 1)]
-    gain = np.exp(-STEP * np.arange(STEPS)) * (judged.frequencies @ judged.shares)
-    ahead, least = np.zeros((STEPS + 1, 2)), [math.inf] * (len(seconds) - 1)  # tokens that going on gives, and its time
+    least = [math.inf] * (len(seconds) - 1)
+    ahead, one_more = np.zeros((STEPS, 2)), np.empty((STEPS, 2))  # tokens that going on gives, and its time
+    one_more[:, 0] = REACHED * (judged.frequencies @ judged.shares)
     for drafts in reversed(range(len(least))):
-        going = judged.moves @ ahead
-        going[:, 0] += gain
-        going[:, 1] += seconds[drafts + 1] - seconds[drafts]
-        goes = going[:, 0] > rate * going[:, 1]
-        ahead[:-1] = going * goes[:, None]
-        if count := np.count_nonzero(goes):  # the likeliest: what is less likely is worth less
+        one_more[:, 1] = seconds[drafts + 1] - seconds[drafts]
+        ahead = judged.moves @ ahead
+        ahead += one_more
+        count = int(np.count_nonzero(ahead @ (1.0, -rate) > 0))  # the likeliest: what is less likely is worth less
+        ahead[count:] = 0.0
+        if count:
             least[drafts] = math.exp(-STEP * (count - 0.5))
-    tokens, time = ahead[0]
-    return Schedule(tuple(judged.shares.tolist()), tuple(least)), float((1 + tokens) / (seconds[0] + time))
+    tokens, time = ahead[0].tolist()
+    return Schedule(tuple(judged.shares.tolist()), tuple(least)), (1 + tokens) / (seconds[0] + time)
 
 
 def best(cost: RoundCost, judged: Judged, longest: int) -> tuple[Schedule, float]:

@@ -9,6 +9,7 @@ from itertools import takewhile
 from .accept import accept
 from .cache import Cache
 from .context import Context, Emitted, Ends
+from .cost import SequenceTimes
 from .draft_length import Confident, DraftLength, Drafts, Fixed
 from .drafters import Drafter, load
 from .engine import Engine
@@ -34,6 +35,7 @@ class Session:
         self.sampler = sampler
         self.context = Context((*target.engine.manifest.tokens.stop, *stop))
         self.stats = Stats()
+        self._times = SequenceTimes(target.experience.times)
 
     def generate(self, prompt: Sequence[int], budget: int, ends: Ends | None = None) -> Iterator[Emitted]:
         """Appends `prompt` to the sequence and yields up to `budget` new tokens, a round at a time.
@@ -52,6 +54,7 @@ class Session:
         """
         self.check(prompt, budget)
         self.context.begin(prompt, budget, ends)
+        self._times = SequenceTimes(self.target.experience.times)
         self.draft_length.begin(self.context.tokens)
         self.drafter.restart(self.target.prefill(self.cache, self.context.tokens[self.cache.length : -1]))
 
@@ -73,8 +76,7 @@ class Session:
         cache.truncate(len(context.tokens))
         stats.record(proposal, verdict, emitted)
         host_s = sampling_s + lap("host")
-        if stats.rounds > 1:  # the first one, after a prompt, is slower than any other
-            target.experience.times.add(verified.width, verify_s, len(proposal.confidences), draft_s, host_s)
+        self._times.add(verified.width, verify_s, len(proposal.confidences), draft_s, host_s)
         return emitted
 
     def rewind(self, tokens: Sequence[int]) -> list[int]:

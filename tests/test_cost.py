@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from scripted import ScriptedEngine, scripted_manifest
 
 from pocketdraft.runtime.cost import (
+    REPEATED,
+    SOON_DRAFTED,
+    SOON_PLAIN,
     RoundCost,
+    SequenceTimes,
     Times,
     best_length,
     expected_tokens,
@@ -223,3 +227,27 @@ def test_a_round_that_drafts_at_all_costs_more_than_its_drafts():
     cost = RoundCost.of(profile(*GRAPHS[:4], host=host))
     assert cost.seconds(0) == pytest.approx(0.041)
     assert cost.seconds(1) == pytest.approx(0.05 + 0.0042 + 0.011)
+
+
+def test_rounds_are_timed_soon_after_a_change_between_drafting_and_not():
+    """The first after a change finds cold graphs, and those that follow get faster: of both, as many tokens tell."""
+    times = Times([1, 5])
+    for _ in range(REPEATED):  # the first ones of a width tell in any case
+        times.add(1, 1.0, 0, 0.0, 0.0)
+        times.add(5, 2.0, 4, 0.4, 0.0)
+    added: list[float] = []
+    times.add = lambda width, verify_s, *_: added.append(verify_s)
+    sequence, seconds = SequenceTimes(times), iter(range(100))
+    for width, rounds in ((1, 20), (5, 8), (1, 2), (5, 1), (1, 3)):
+        for _ in range(rounds):
+            sequence.add(width, float(next(seconds)), width - 1, 0.1, 0.0)
+    assert added == [*range(1, 1 + SOON_PLAIN), *range(21, 21 + SOON_DRAFTED), 29, 32, 33]
+
+
+def test_a_width_that_hardly_ran_is_timed_whenever_it_runs():
+    times, draft = Times([1, 5]), (5, 2.0, 4, 0.4, 0.0)
+    sequence = SequenceTimes(times)
+    for _ in range(REPEATED):
+        sequence.add(1, 1.0, 0, 0.0, 0.0)
+        sequence.add(*draft)
+    assert times.cost() == RoundCost(((1, 1.0), (5, 2.0)), pytest.approx(0.1), 0.0)

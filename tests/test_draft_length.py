@@ -9,8 +9,8 @@ import pytest
 from rounds import record
 from scripted import ScriptedEngine, plain, scripted_manifest
 
-from pocketdraft.runtime.cost import RoundCost, Times
-from pocketdraft.runtime.draft_length import PLAIN_FIRST, Confident
+from pocketdraft.runtime.cost import RoundCost, SequenceTimes, Times
+from pocketdraft.runtime.draft_length import PLAIN_FIRST, TRY_ROUNDS, Confident
 from pocketdraft.runtime.drafters.mtp import MTPDrafter
 from pocketdraft.runtime.experience import Experience
 from pocketdraft.runtime.session import open_session
@@ -79,16 +79,6 @@ def test_useless_confidence_does_little_harm_and_soon_less(chance, cost, rounds,
 @pytest.mark.parametrize("cost", [0.3, 0.6])
 def test_drafts_that_are_seldom_right_are_soon_left_out(cost):
     assert tokens_per_verify(Confident(cost=cost), useless(0.2), cost) > 0.97
-
-
-@pytest.mark.parametrize(("rounds", "drafts"), [(20, 1), (600, 0)])
-def test_a_little_slower_than_plain_decoding_is_a_verdict_once_much_was_judged(rounds, drafts):
-    """A draft takes half a decoding, and is right 49 times in a hundred."""
-    policy, stats = Confident(longest=1, cost=0.5), Stats()
-    for number in range(rounds):
-        count, accepted = min(1, policy.next(stats)), int(number * 0.49) != int((number + 1) * 0.49)
-        record(stats, [0.5] * count, min(count, accepted))
-    assert policy.next(stats) == drafts
 
 
 def stats_of() -> Stats:
@@ -160,17 +150,31 @@ def test_a_try_drafts_on_while_another_draft_costs_less_than_it_gives():
     assert np.mean(tried[SURE]) > 4 > 2 > np.mean(tried[DOUBTFUL])
 
 
-def test_what_not_drafting_takes_is_found_out_before_any_draft():
-    """By a sequence that is alone: while it drafts, no round would tell that a verify takes ten decodings."""
-    policy, stats, asked = Confident().starting_from(Experience(Times([1, 5]))), Stats(), []
-    for _ in range(200):
+def lengths_of(policy: Confident, rounds: int, verify_s: float) -> list[int]:
+    """The drafts of a sequence's rounds, half of which are right; decoding takes 1."""
+    stats, times, asked = Stats(), SequenceTimes(policy.experience.times), []
+    for _ in range(rounds):
         count = min(4, policy.next(stats))
         asked.append(count)
         record(stats, [0.5] * count, count // 2)
-        policy.experience.times.add(*((5, 10.0) if count else (1, 1.0)), count, 0.1 * count, 0.0)
-    assert asked[:PLAIN_FIRST] == [0] * PLAIN_FIRST
-    assert asked[PLAIN_FIRST] == 4
+        times.add(*((5, verify_s) if count else (1, 1.0)), count, 0.1 * count, 0.0)
+    return asked
+
+
+def test_what_not_drafting_takes_is_found_out_before_any_draft():
+    """By a sequence that is alone: while it drafts, no round would tell that a verify takes ten decodings."""
+    asked = lengths_of(Confident().starting_from(Experience(Times([1, 5]))), 200, verify_s=10.0)
+    assert asked[:TRY_ROUNDS] == [0] * TRY_ROUNDS
+    assert asked[TRY_ROUNDS] == 4
     assert asked[20:].count(0) > 170
+
+
+def test_what_not_drafting_takes_is_not_told_by_one_moment_alone():
+    """The first few rounds of the next sequences do not draft either, although it pays."""
+    experience = Experience(Times([1, 5]))
+    asked = [lengths_of(Confident().starting_from(experience), 20, verify_s=1.0) for _ in range(12)]
+    assert [lengths.index(4) for lengths in asked[:5]] == [TRY_ROUNDS] * 5
+    assert [lengths.index(4) for lengths in asked[6:]] == [0] * 6
 
 
 def test_what_one_sequence_teaches_is_not_another_s():
@@ -203,7 +207,7 @@ def test_mtp_stops_where_it_is_told_to_and_tells_its_confidences():
     assert tokens == plain([1, 2, 3], 12)
     assert {len(confidences) for confidences in asked} == {1, 2}
     # The scripted drafter has one logit of 1 and eleven of 0.
-    assert np.allclose([confidence for one in asked for confidence in one], np.e / (np.e + 11))
+    assert np.allclose([confidence for one in asked for confidence in one], (np.e - 1) / (np.e + 1))
     assert max(proposed for proposed, _ in session.stats.outcomes) == 2
 
 

@@ -15,7 +15,7 @@ from pocketdraft.runtime.draft_length import drafts_as_tuned
 from pocketdraft.runtime.drafters import surveyable
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.figures import predictions
-from pocketdraft.runtime.lengths import measure, ways_of
+from pocketdraft.runtime.lengths import PLAIN, Way, measure, ways_of
 from pocketdraft.runtime.options import start
 from pocketdraft.runtime.profile import Profile
 from pocketdraft.runtime.results import ALL, Prediction
@@ -125,3 +125,14 @@ def test_a_profile_of_nothing_that_the_bundle_drafts_with_is_refused(monkeypatch
     bare = profile.model_copy(update={"graphs": profile.graphs[:1], "drafters": {}})
     with pytest.raises(PocketdraftError, match="does not time the rounds of dflash, dflash_tree, "):
         choose_for(bundle, TASK, bare, quiet)
+
+
+def test_what_one_way_learns_is_not_told_to_another(monkeypatch):
+    """Run side by side or alone, the adaptive length writes a text in the same rounds: in an app it is alone."""
+    found = []
+    for others in ((), (Way("mtp", 1), Way("mtp", 4))):
+        bundle, auto = opened(monkeypatch), Way("mtp", "auto")
+        ways = (PLAIN, *others, auto)
+        runs = measure(bundle.engine, bundle.tokenizer, PROMPTS, ways, TASK.max_tokens, TASK.sampling, quiet).runs
+        found.append({domain: by_way[auto].stats.outcomes for domain, by_way in runs.items()})
+    assert found[0] == found[1]

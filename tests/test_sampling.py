@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketdraft.runtime.errors import PocketdraftError
-from pocketdraft.runtime.sampling import Sampling
+from pocketdraft.runtime.sampling import Sampling, lead
 
 SETTINGS = [
     {},
@@ -100,6 +100,15 @@ def test_logits_are_not_changed_in_place():
     logits = np.arange(6, dtype=np.float32)
     Sampling(1.0, 3, 0.8, 0.1, 1.2).probabilities(logits, [1, 5])
     assert logits.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=9))
+def test_the_lead_is_over_the_second_best_and_leaves_the_scores_alone(scores):
+    logits = np.array(scores, np.float32)
+    best = int(logits.argmax())
+    first, *others = sorted(logits.tolist(), reverse=True)
+    assert lead(logits, best) == pytest.approx(first - others[0] if others else math.inf)
+    assert logits.tolist() == scores
 
 
 def test_processors_come_after_the_penalty_and_see_the_history():

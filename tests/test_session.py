@@ -13,6 +13,7 @@ from pocketdraft.runtime import target as target_module
 from pocketdraft.runtime.accept import Verdict
 from pocketdraft.runtime.cache import Cache
 from pocketdraft.runtime.context import Context
+from pocketdraft.runtime.cost import SOON_PLAIN
 from pocketdraft.runtime.draft_length import Fixed
 from pocketdraft.runtime.errors import PocketdraftError
 from pocketdraft.runtime.proposal import Proposal
@@ -296,3 +297,14 @@ def test_a_drafter_that_ignores_the_count_cannot_overshoot_the_budget(budget):
     assert emitted(session, PROMPT, budget) == RIGHT[:budget]
     assert session.cache.length == len(session.context.tokens)
     session.stats.check()
+
+
+def test_each_turn_of_a_conversation_is_timed_from_its_own_start():
+    """A prompt in between has had the caches to itself."""
+    session = open_session(ScriptedEngine(scripted_manifest(200)), "none")
+    timed = []
+    session.target.experience.times.add = lambda *_: timed.append(len(session.context.tokens))
+    session.target.experience.times.hardly_knows = lambda width: False
+    for _ in range(2):
+        list(session.generate([1, 2, 3], 40))
+    assert timed == [*range(5, 5 + SOON_PLAIN), *range(48, 48 + SOON_PLAIN)]

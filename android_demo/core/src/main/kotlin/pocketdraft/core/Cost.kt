@@ -1,5 +1,8 @@
 package pocketdraft.core
 
+private const val REPEATED = 3 // rounds: the first ones of a width are slow
+private const val SOON_DRAFTED = 5 // rounds: so many are timed after each change, about as many tokens
+private const val SOON_PLAIN = 12
 private const val REMEMBERED_ROUNDS = 32 // a device gets warm and slower: only the last few tell what it does now
 
 /** Seconds of what a round is made of, as in `runtime/cost.py`. [verify] is by width, narrowest first. */
@@ -29,6 +32,9 @@ class Times(private val widths: List<Int>) {
         if (drafts > 0) draft.remember(draftS / drafts)
     }
 
+    /** Whether a [width] has run so few times that any round of it tells something. */
+    fun hardlyKnows(width: Int) = verify.getValue(width).size < REPEATED
+
     /** Lower quartiles. A width that has not run lies between its neighbours. Null until a draft was timed. */
     fun cost(): RoundCost? {
         val known = verify.filterValues { it.isNotEmpty() }.map { (width, times) -> width to lower(times) }
@@ -48,5 +54,22 @@ class Times(private val widths: List<Int>) {
         val (from, low) = known.lastOrNull { it.first <= width } ?: return known.first().second
         val (to, high) = known.firstOrNull { it.first > width } ?: return low
         return (high - low) / (to - from) * (width - from) + low
+    }
+}
+
+/**
+ * Adds the rounds of one sequence, after its prompt, to [times]: those soon after it began to draft, or ceased to, which
+ * gave about as many tokens (`runtime/cost.py`).
+ */
+class SequenceTimes(private val times: Times) {
+    private var drafted: Boolean? = null
+    private var alike = 0 // rounds before this one that drafted as this one did, or did not
+
+    /** See [Times.add]. */
+    fun add(width: Int, verifyS: Double, drafts: Int, draftS: Double, hostS: Double) {
+        alike = if ((drafts > 0) == drafted) alike + 1 else 0
+        drafted = drafts > 0
+        val soon = if (drafts > 0) SOON_DRAFTED else SOON_PLAIN
+        if (alike in 1..soon || times.hardlyKnows(width)) times.add(width, verifyS, drafts, draftS, hostS)
     }
 }

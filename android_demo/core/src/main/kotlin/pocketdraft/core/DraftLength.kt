@@ -5,7 +5,7 @@ fun interface DraftLength {
     fun next(stats: Stats): Int
 }
 
-/** Whether to stop at the drafts made so far, given the probability that the drafter gave each. */
+/** Whether to stop at the drafts made so far, given how sure the drafter is of each. */
 fun interface EarlyStop {
     fun enough(confidences: List<Double>): Boolean
 }

@@ -1,6 +1,7 @@
 package pocketdraft.core
 
 import kotlin.math.exp
+import kotlin.math.tanh
 
 enum class Rule { EXACT, REJECTION }
 
@@ -11,7 +12,10 @@ enum class Rule { EXACT, REJECTION }
 class Draft(val choices: List<Int>, val probs: DoubleArray?, private val trust: () -> Double) {
     val token get() = choices.first()
 
-    /** The probability that the drafter gave its draft; for an argmax, that at temperature 1. While its logits hold. */
+    /**
+     * How sure the drafter is of it, 0 to 1: the probability of a drawn draft; of an argmax (p - q) / (p + q), q being
+     * that of the second best. While its logits hold.
+     */
     val confidence get() = trust()
 }
 
@@ -65,9 +69,9 @@ class Sampler(val sampling: Sampling = Sampling(), rule: Rule = Rule.EXACT) {
     private inline fun argmax(best: Int, size: Int, choices: Int, crossinline score: (Int) -> Double): Draft {
         val ranked = if (choices > 1) largest(size, choices) { score(it) } else listOf(best)
         return Draft(ranked, null) {
-            var odds = 0.0
-            for (token in 0 until size) odds += exp(score(token) - score(best))
-            1 / odds
+            var second = Double.NEGATIVE_INFINITY
+            for (token in 0 until size) if (token != best) second = maxOf(second, score(token))
+            tanh((score(best) - second) / 2)
         }
     }
 }

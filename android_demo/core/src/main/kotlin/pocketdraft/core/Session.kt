@@ -14,6 +14,7 @@ class Session(
     private val clock: () -> Long = System::nanoTime,
 ) {
     val context = Context(target.engine.manifest.stop.toSet())
+    private var times = SequenceTimes(target.times)
 
     /** Appends [prompt] and gives up to [budget] new tokens, a round at a time, while they are asked for. */
     fun generate(prompt: List<Int>, budget: Int): Sequence<Emitted> = sequence {
@@ -25,6 +26,7 @@ class Session(
     fun begin(prompt: List<Int>, budget: Int) {
         check(prompt, budget)
         context.begin(prompt, budget)
+        times = SequenceTimes(target.times)
         drafter.restart(target.prefill(cache, context.tokens.subList(cache.length, context.tokens.size - 1).toList()))
     }
 
@@ -44,9 +46,7 @@ class Session(
         cache.truncate(context.tokens.size)
         stats.record(proposal, verdict, emitted)
         val hostS = lap(RoundPart.HOST)
-        if (stats.rounds > 1) { // the first one, after a prompt, is slower than any other
-            target.times.add(verified.width, verifyS, proposal.confidences.size, draftS, hostS)
-        }
+        times.add(verified.width, verifyS, proposal.confidences.size, draftS, hostS)
         return emitted
     }
 
