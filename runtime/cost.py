@@ -140,12 +140,14 @@ class Times:
         self._verify: dict[int, deque[float]] = {width: deque(maxlen=REMEMBERED_ROUNDS) for width in sorted(widths)}
         self._drafting: dict[int, deque[float]] = {}  # by number of drafts
         self._host: deque[float] = deque(maxlen=REMEMBERED_ROUNDS)
+        self.drafted_rounds = 0
 
     def add(self, width: int, verify_s: float, drafts: int, draft_s: float, host_s: float) -> None:
         """One round, that verified with the graph of this width."""
         self._verify[width].append(verify_s)
         self._host.append(host_s)
         if drafts:
+            self.drafted_rounds += 1
             self._drafting.setdefault(drafts, deque(maxlen=REMEMBERED_ROUNDS)).append(draft_s)
 
     def hardly_knows(self, width: int) -> bool:

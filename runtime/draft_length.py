@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
@@ -16,6 +17,7 @@ TRY_ROUNDS = 6  # a try: its first round finds its graphs cold, and one draft sa
 TRY_SHARE = 0.005  # of the time: where drafting does not pay, a try now and then tells whether it does by now
 FEW = 8.0  # drafts: with less judged, it is tried at once
 UNSURE = 2.0  # or, while n drafts were judged, this over the square of n
+DOUBT = 0.02  # over drafts judged, or rounds timed: the square of how much slower drafting may seem, and yet go on
 PLAIN_FIRST = 4  # rounds: nothing that comes after would tell what not drafting takes, and so whether it is better
 PLAIN_KNOWN = 30  # and until so many were timed, the first TRY_ROUNDS of each sequence
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
@@ -168,12 +170,14 @@ class Confident:
         if cost is None:
             return
         judged = Judged.of_table(self._own.judged() + self._before)
-        plain = 1 / cost.seconds(0)
+        # Little judged or timed, and a little slower than plain decoding: that is no verdict.
+        known = self._known if self.cost is not None else min(self._known, experience.times.drafted_rounds)
+        slow = (1 - math.sqrt(DOUBT / max(1.0, known))) / cost.seconds(0)
         # Each time is one more turn towards the rate at which time is rightly priced; the first has two.
-        rate = experience.rate or schedule(cost, judged, self.longest, plain)[1]
+        rate = experience.rate or schedule(cost, judged, self.longest, slow)[1]
         found, better = schedule(cost, judged, self.longest, rate)
-        if rate > plain and not found.longest:  # at a price of better days, or of plain decoding
-            found, better = schedule(cost, judged, self.longest, plain)
+        if rate > slow and not found.longest:  # at a price of better days, or of plain decoding
+            found, better = schedule(cost, judged, self.longest, slow)
         self._schedule, experience.rate, self._learnt = found, better, self._seen
         self._off = not found.longest
         if self._off:

@@ -81,6 +81,24 @@ def test_drafts_that_are_seldom_right_are_soon_left_out(cost):
     assert tokens_per_verify(Confident(cost=cost), useless(0.2), cost) > 0.97
 
 
+@pytest.mark.parametrize(("timed", "drafts"), [(4, 4), (600, 0)])
+def test_a_little_slower_than_plain_decoding_is_no_verdict_while_few_rounds_were_timed(timed, drafts):
+    """Four drafts, each right four times of five: 3.36 tokens, for 3.45 decodings. Another text taught that."""
+    experience = Experience(Times([1, 5]))
+    for _ in range(40):
+        experience.times.add(1, 1.0, 0, 0.0, 0.0)
+    for _ in range(timed):
+        experience.times.add(5, 3.45, 4, 0.0, 0.0)
+    teacher, policy = (Confident().starting_from(experience) for _ in range(2))
+    stats = Stats()
+    for number in range(200):
+        record(stats, [0.0] * 4, accepted=4 if number % 2 else 0)
+    teacher.begin([1, 2, 3])
+    teacher.next(stats)
+    policy.begin([1, 2, 3])
+    assert min(4, policy.next(Stats())) == drafts
+
+
 def stats_of() -> Stats:
     """Ten rounds of four drafts, half of which were refused."""
     stats = Stats()
