@@ -140,7 +140,7 @@ class Times:
         self._verify: dict[int, deque[float]] = {width: deque(maxlen=REMEMBERED_ROUNDS) for width in sorted(widths)}
         self._drafting: dict[int, deque[float]] = {}  # by number of drafts
         self._host: deque[float] = deque(maxlen=REMEMBERED_ROUNDS)
-        self.drafted_rounds = 0
+        self.drafted_rounds = 0  # all of them, and not only those remembered
 
     def add(self, width: int, verify_s: float, drafts: int, draft_s: float, host_s: float) -> None:
         """One round, that verified with the graph of this width."""

@@ -54,10 +54,7 @@ class Schedule:
         """Whether to stop at the drafts made so far, given how sure the drafter is of each."""
         if len(confidences) >= len(self.least):
             return True
-        reached = 1.0
-        for confidence in confidences:
-            reached *= self.shares[confidence_tenth(confidence)]
-        return reached < self.least[len(confidences)]
+        return math.prod(self.shares[confidence_tenth(one)] for one in confidences) < self.least[len(confidences)]
 
 
 def table(counts: Mapping[tuple[int, bool], int]) -> Floats:
@@ -100,8 +97,7 @@ class Judged:
         further = np.zeros(2 * STEPS + 1)  # by how many steps, from 1 - STEPS on; each row is a window of it
         further[STEPS - 1 :] = np.bincount(near, self.frequencies - beyond, STEPS + 2)
         further[STEPS:] += np.bincount(near, beyond, STEPS + 1)
-        size = further.itemsize
-        return np.ndarray((STEPS, STEPS), np.float64, further, (STEPS - 1) * size, (-size, size))
+        return np.lib.stride_tricks.sliding_window_view(further, STEPS)[STEPS - 1 :: -1]
 
 
 def schedule(cost: RoundCost, judged: Judged, longest: int, rate: float) -> tuple[Schedule, float]:

@@ -35,7 +35,7 @@ class Session:
         self.sampler = sampler
         self.context = Context((*target.engine.manifest.tokens.stop, *stop))
         self.stats = Stats()
-        self._times = SequenceTimes(target.experience.times)
+        self._times: SequenceTimes  # since the last prompt
 
     def generate(self, prompt: Sequence[int], budget: int, ends: Ends | None = None) -> Iterator[Emitted]:
         """Appends `prompt` to the sequence and yields up to `budget` new tokens, a round at a time.

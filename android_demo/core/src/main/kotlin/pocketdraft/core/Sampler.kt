@@ -69,8 +69,7 @@ class Sampler(val sampling: Sampling = Sampling(), rule: Rule = Rule.EXACT) {
     private inline fun argmax(best: Int, size: Int, choices: Int, crossinline score: (Int) -> Double): Draft {
         val ranked = if (choices > 1) largest(size, choices) { score(it) } else listOf(best)
         return Draft(ranked, null) {
-            var second = Double.NEGATIVE_INFINITY
-            for (token in 0 until size) if (token != best) second = maxOf(second, score(token))
+            val second = largest(size, 2) { score(it) }.getOrNull(1)?.let { score(it) } ?: Double.NEGATIVE_INFINITY
             tanh((score(best) - second) / 2)
         }
     }

@@ -14,7 +14,7 @@ class Session(
     private val clock: () -> Long = System::nanoTime,
 ) {
     val context = Context(target.engine.manifest.stop.toSet())
-    private var times = SequenceTimes(target.times)
+    private lateinit var times: SequenceTimes // since the last prompt
 
     /** Appends [prompt] and gives up to [budget] new tokens, a round at a time, while they are asked for. */
     fun generate(prompt: List<Int>, budget: Int): Sequence<Emitted> = sequence {
