@@ -161,12 +161,17 @@ class Times:
 
     def cost(self, quantile: float = 0.25) -> RoundCost | None:
         """A lower quartile: a graph that has not run for a while finds its weights out of the caches, and is slower
-        than if it were used all along. The median tells what it takes as it is used. A width that has not run lies
-        between its neighbours. Rounds of the fewest and the most drafts tell what comes once, and not with each draft;
+        than if it were used all along. The median tells what it takes as it is used. A width that has hardly run lies
+        between those beside it. Rounds of the fewest and the most drafts tell what comes once, and not with each draft;
         if they are as many, nothing does. None until a draft was timed."""
-        known = {width: _ranked(times, quantile) for width, times in self._verify.items() if times}
-        if not known or not self._drafting:
+        ran = [width for width, times in self._verify.items() if times]
+        if not ran or not self._drafting:
             return None
+        known = {
+            width: _ranked(self._verify[width], quantile)
+            for width in ran
+            if width in (ran[0], ran[-1]) or not self.hardly_knows(width)
+        }
         verify = np.interp(list(self._verify), list(known), list(known.values()))
         drafting = {n: times for n, times in self._drafting.items() if len(times) >= REPEATED} or self._drafting
         few, many = min(drafting), max(drafting)

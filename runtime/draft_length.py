@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
+from .clock import now
 from .cost import RoundCost, Times
 from .experience import NO_PROMPT, Experience, Learnt, Vector, counted, none_judged
 from .manifest import Tuned
@@ -23,6 +24,7 @@ PLAIN_KNOWN = 30  # and until so many were timed, the first TRY_ROUNDS of each s
 RELEARN_EVERY = 64  # rounds, at the most, after which the schedule is made anew
 PRIOR_WEIGHT = 64.0  # drafts, for as many as other sequences' count at the most
 EVIDENCE = 4.0  # and where a quarter as many drafts were judged since as it was made of, or so many, or a try was over
+LEARN_SHARE = 0.01  # of the time, that making schedules takes at the most once so many drafts were judged
 
 
 class DraftLength(Protocol):
@@ -96,6 +98,8 @@ class Confident:
     _seen: int = field(default=0, init=False, repr=False)
     _learnt: int = field(default=0, init=False, repr=False)  # what was seen when the schedule was made
     _learn_at: int = field(default=0, init=False, repr=False)  # rounds
+    _learnt_s: float = field(default=0.0, init=False, repr=False)  # of rounds, by then
+    _making_s: float = field(default=0.0, init=False, repr=False)  # that it took
     _off: bool = field(default=False, init=False, repr=False)
     _refused: int = field(default=0, init=False, repr=False)
     _try_after: int = field(default=0, init=False, repr=False)  # rounds without a draft
@@ -162,11 +166,18 @@ class Confident:
         enough = min(self._known / EVIDENCE, PRIOR_WEIGHT)
         if self._off:
             enough = min(enough, TRY_ROUNDS)
-        if not self._schedule or seen - self._learnt >= max(1.0, enough):
+        if not self._schedule or (seen - self._learnt >= max(1.0, enough) and self._affords(stats)):
+            self._learnt_s = sum(stats.seconds.values())
             self._reschedule()
 
+    def _affords(self, stats: Stats) -> bool:
+        """Whether rounds took long enough since the schedule was made for making one to be a small part of it."""
+        if self.cost is not None or self._known < PRIOR_WEIGHT:
+            return True
+        return LEARN_SHARE * (sum(stats.seconds.values()) - self._learnt_s) >= self._making_s
+
     def _reschedule(self) -> None:
-        cost, experience = self._cost(), self.experience
+        started, cost, experience = now(), self._cost(), self.experience
         if cost is None:
             return
         judged = Judged.of_table(self._own.judged() + self._before)
@@ -187,6 +198,7 @@ class Confident:
             # The less is known, the sooner drafting is tried again: a wrong verdict grows unlikely fast.
             patience = TRY_ROUNDS * min(1 / TRY_SHARE, self._known**2 / UNSURE) if self._known >= FEW else 0
             self._try_after = int(extra * patience)
+        self._making_s = now() - started
 
     def _cost(self, quantile: float = 0.25) -> RoundCost | None:
         if isinstance(self.cost, RoundCost):

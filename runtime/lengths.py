@@ -98,9 +98,10 @@ def measure(
     progress: Progress,
     schedule: Schedule | None = None,
 ) -> Measured:
-    """The ways take turns on each prompt, another one first each time, after a short text of each to warm up.
+    """The ways take turns on each prompt, after a short text of each to warm up.
 
-    Domains take turns too: a machine that gets slower meanwhile is no slower for one of them.
+    Their order is drawn anew for each prompt: always after the same other one, a way would find its graphs in the
+    caches, or not. Domains take turns too: a machine that gets slower meanwhile is no slower for one of them.
     """
     targets, found = {way: Target(engine) for way in ways}, Measured()  # as in an app, which has one way
     rules = samplers(ways, sampling)
@@ -109,13 +110,14 @@ def measure(
     for way in ways:
         session = open_session(engine, way.drafter, way.policy(schedule), targets[way], rules[way])
         list(session.generate(tokenizer.encode(prompts[0].text), WARM_UP_TOKENS))
-    found.timings.prefills = time_prefills(Target(engine), engine, np.random.default_rng(0))
+    order = np.random.default_rng(0)
+    found.timings.prefills = time_prefills(Target(engine), engine, order)
     for number, prompt in enumerate(_mixed(prompts)):
         progress("Each draft length in turn", number, len(prompts))
         tokens, texts = tokenizer.encode(prompt.text), {}
         domain = found.runs.setdefault(prompt.domain, {way: Runs() for way in ways})
-        first = number % len(ways)
-        for way in (*ways[first:], *ways[:first]):
+        for place in order.permutation(len(ways)):
+            way = ways[place]
             sampler = rules[way].sample(number)
             session = open_session(engine, way.drafter, way.policy(schedule), targets[way], sampler)
             texts[way] = _run(session, tokens, budget, way, domain[way], found)

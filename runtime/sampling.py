@@ -98,11 +98,11 @@ def best_of(scores: Logits) -> int:
 def lead(scores: Logits, best: int) -> float:
     """How far the highest score, at `best`, lies above the second highest. Takes it out of `scores` meanwhile: so the
     second is found in a fraction of the time of a partition."""
-    highest = scores[best]
+    highest = scores.item(best)
     scores[best] = -math.inf
-    second = scores[scores.argmax()]
+    second = scores.item(scores.argmax())
     scores[best] = highest
-    return float(highest - second)
+    return highest - second
 
 
 def _penalized(logits: Logits, history: Sequence[int], penalty: float) -> Logits:

@@ -54,7 +54,10 @@ class Schedule:
         """Whether to stop at the drafts made so far, given how sure the drafter is of each."""
         if len(confidences) >= len(self.least):
             return True
-        return math.prod(self.shares[confidence_tenth(one)] for one in confidences) < self.least[len(confidences)]
+        reached = 1.0
+        for confidence in confidences:  # without a generator: this comes after each draft
+            reached *= self.shares[confidence_tenth(confidence)]
+        return reached < self.least[len(confidences)]
 
 
 def table(counts: Mapping[tuple[int, bool], int]) -> Floats:

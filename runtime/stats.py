@@ -76,9 +76,8 @@ class Stats:
         if not proposal.confidences:
             return
         # They are those of the first nodes, a chain: the accepted path may leave it.
-        stood = sum(row == index for index, row in enumerate(verdict.rows)) - 1
-        for index, confidence in enumerate(proposal.confidences[: stood + 1]):
-            self.judged[confidence_tenth(confidence), index < stood] += 1
+        stood = count if proposal.is_chain else sum(row == index for index, row in enumerate(verdict.rows)) - 1
+        self.judged.update(zip(map(confidence_tenth, proposal.confidences), (True,) * stood + (False,), strict=False))
 
     @property
     def rounds(self) -> int:

@@ -208,6 +208,20 @@ def test_measured_times_are_those_of_late_and_an_unknown_width_lies_between_its_
     assert times.cost() == RoundCost(((1, 1.0), (3, 1.5), (5, 2.0)), pytest.approx(0.3), 0.1)
 
 
+def test_a_width_that_hardly_ran_lies_between_those_beside_it():
+    """Its first rounds found its graph cold. The widest has nothing beside it but what it took."""
+    times = Times([1, 3, 5, 9])
+    for _ in range(REPEATED):
+        times.add(1, 1.0, 0, 0.0, 0.1)
+        times.add(3, 2.0, 2, 0.2, 0.1)
+    times.add(9, 5.0, 8, 0.8, 0.1)
+    for _ in range(REPEATED - 1):
+        times.add(5, 4.5, 4, 0.4, 0.1)
+        assert times.cost().verify_s == ((1, 1.0), (3, 2.0), (5, pytest.approx(3.0)), (9, 5.0))
+    times.add(5, 4.5, 4, 0.4, 0.1)
+    assert times.cost().verify_s == ((1, 1.0), (3, 2.0), (5, 4.5), (9, 5.0))
+
+
 def test_what_comes_once_in_a_round_is_not_taken_for_each_draft_s():
     """Nor does one round that prepared its graphs tell what drafts take."""
     times = Times([1, 3])

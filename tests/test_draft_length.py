@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from rounds import record
 from scripted import ScriptedEngine, plain, scripted_manifest
 
-from pocketdraft.runtime.cost import RoundCost, SequenceTimes, Times
-from pocketdraft.runtime.draft_length import PLAIN_FIRST, TRY_ROUNDS, Confident
+from pocketdraft.runtime import draft_length
+from pocketdraft.runtime.cost import REPEATED, RoundCost, SequenceTimes, Times
+from pocketdraft.runtime.draft_length import PLAIN_FIRST, PLAIN_KNOWN, TRY_ROUNDS, Confident
 from pocketdraft.runtime.drafters.mtp import MTPDrafter
 from pocketdraft.runtime.experience import Experience
+from pocketdraft.runtime.schedule import schedule
 from pocketdraft.runtime.session import open_session
 from pocketdraft.runtime.stats import Stats
 
@@ -193,6 +196,28 @@ def test_what_not_drafting_takes_is_not_told_by_one_moment_alone():
     asked = [lengths_of(Confident().starting_from(experience), 20, verify_s=1.0) for _ in range(12)]
     assert [lengths.index(4) for lengths in asked[:5]] == [TRY_ROUNDS] * 5
     assert [lengths.index(4) for lengths in asked[6:]] == [0] * 6
+
+
+def test_making_schedules_takes_a_small_part_of_the_time_once_something_is_known(monkeypatch):
+    """It takes a hundredth of a second each. Rounds of a thousandth cannot afford that, but where little is known."""
+    monkeypatch.setattr(draft_length, "now", itertools.count(0.0, 0.01).__next__)
+    rounds_that_made = {round_s: rounds_making(monkeypatch, round_s) for round_s in (0.001, 1.0)}
+    assert rounds_that_made[1.0] == [0, 1, 2, 4, 8, 16, 32, 64, 128, 192]
+    assert rounds_that_made[0.001] == [0, 1, 2, 4, 8]
+
+
+def rounds_making(monkeypatch: pytest.MonkeyPatch, round_s: float) -> list[int]:
+    """Those of 200, with four drafts each, before which a schedule was made."""
+    experience, stats, made = Experience(Times([1, 5])), Stats(), []
+    for width, drafts in ((1, 0),) * PLAIN_KNOWN + ((5, 4),) * REPEATED:
+        experience.times.add(width, 1.0, drafts, 0.1 * drafts, 0.0)
+    monkeypatch.setattr(draft_length, "schedule", lambda *given: made.append(stats.rounds) or schedule(*given))
+    policy = Confident().starting_from(experience)
+    for _ in range(200):
+        policy.next(stats)
+        record(stats, [0.9] * 4, accepted=4)
+        stats.seconds["verify"] += round_s
+    return sorted(set(made))
 
 
 def test_what_one_sequence_teaches_is_not_another_s():

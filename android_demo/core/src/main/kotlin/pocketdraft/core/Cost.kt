@@ -35,10 +35,12 @@ class Times(private val widths: List<Int>) {
     /** Whether a [width] has run so few times that any round of it tells something. */
     fun hardlyKnows(width: Int) = verify.getValue(width).size < REPEATED
 
-    /** Lower quartiles. A width that has not run lies between its neighbours. Null until a draft was timed. */
+    /** Lower quartiles. A width that has hardly run lies between those beside it. Null until a draft was timed. */
     fun cost(): RoundCost? {
-        val known = verify.filterValues { it.isNotEmpty() }.map { (width, times) -> width to lower(times) }
-        if (known.isEmpty() || draft.isEmpty()) return null
+        val ran = widths.filter { verify.getValue(it).isNotEmpty() }
+        if (ran.isEmpty() || draft.isEmpty()) return null
+        val ends = setOf(ran.first(), ran.last())
+        val known = ran.filter { it in ends || !hardlyKnows(it) }.map { it to lower(verify.getValue(it)) }
         return RoundCost(widths.map { it to between(known, it) }, lower(draft), lower(host))
     }
 

@@ -24,6 +24,16 @@ class CostTest {
     }
 
     @Test
+    fun `a width that hardly ran lies between those beside it too`() {
+        repeat(3) { times.add(1, 1.0, 0, 0.0, 0.0) }
+        repeat(2) { times.add(3, 9.0, 1, 0.0, 0.0) }
+        times.add(5, 3.0, 1, 0.0, 0.0)
+        assertEquals(2.0, times.cost()!!.seconds(1, 0), 0.0)
+        times.add(3, 9.0, 1, 0.0, 0.0)
+        assertEquals(9.0, times.cost()!!.seconds(1, 0), 0.0)
+    }
+
+    @Test
     fun `times are lower quartiles of the last rounds`() {
         repeat(40) { times.add(1, 99.0, 1, 99.0, 99.0) }
         repeat(32) { times.add(1, it.toDouble(), 1, 0.0, 0.0) }
