@@ -44,12 +44,12 @@ def main() -> None:
         session = open_session(engine, job["drafter"], job["drafts"], target)
         stream = session.generate(prompt, job["budget"])
         output = [*next(stream).tokens]  # holds the prefill, whose graph calls are no part of a round
-        first_s += sum(session.stats.seconds.values())
+        first_s += session.stats.total_s
         graphs_s -= sum(call.seconds for call in calls)
         for emitted in stream:
             output += emitted.tokens
         graphs_s += sum(call.seconds for call in calls)
-        rounds_s += sum(session.stats.seconds.values())
+        rounds_s += session.stats.total_s
         accepted += session.stats.accepted
         drafted_rounds += sum(rounds for (proposed, _), rounds in session.stats.outcomes.items() if proposed)
         outputs.append(output)

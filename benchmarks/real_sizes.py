@@ -141,7 +141,7 @@ def _ours(bundle: Path, budget: int) -> Ran:
     for drafter in ("none", "mtp"):
         session = open_session(engine, drafter, 4, target)
         outputs.append([token for emitted in session.generate(PROMPT, budget) for token in emitted.tokens])
-        seconds.append(sum(session.stats.seconds.values()))
+        seconds.append(session.stats.total_s)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     at = next((i for i, (a, b) in enumerate(zip(*outputs, strict=True)) if a != b), None)
     margin = None if at is None else margin_after(target, [*PROMPT, *outputs[0][:at]])

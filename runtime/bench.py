@@ -98,9 +98,9 @@ def bench(
 
 def run(session: Session, prompt: list[int], budget: int) -> Run:
     """A generation from an empty session, or a later turn of one; `session.stats` may count other ones too."""
-    before = sum(session.stats.seconds.values())
+    before = session.stats.total_s
     rounds = list(session.generate(prompt, budget))
-    seconds = sum(session.stats.seconds.values()) - before
+    seconds = session.stats.total_s - before
     session.stats.check()
     tokens = tuple(token for emitted in rounds for token in emitted.tokens)
     whole, novel, at = [*prompt, *tokens], [], len(prompt) + len(rounds[0].tokens)

@@ -167,14 +167,14 @@ class Confident:
         if self._off:
             enough = min(enough, TRY_ROUNDS)
         if not self._schedule or (seen - self._learnt >= max(1.0, enough) and self._affords(stats)):
-            self._learnt_s = sum(stats.seconds.values())
+            self._learnt_s = stats.total_s
             self._reschedule()
 
     def _affords(self, stats: Stats) -> bool:
         """Whether rounds took long enough since the schedule was made for making one to be a small part of it."""
         if self.cost is not None or self._known < PRIOR_WEIGHT:
             return True
-        return LEARN_SHARE * (sum(stats.seconds.values()) - self._learnt_s) >= self._making_s
+        return LEARN_SHARE * (stats.total_s - self._learnt_s) >= self._making_s
 
     def _reschedule(self) -> None:
         started, cost, experience = now(), self._cost(), self.experience

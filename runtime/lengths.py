@@ -147,7 +147,7 @@ def _run(session: Session, prompt: list[int], budget: int, way: Way, into: Runs,
     first_s = now() - started
     while session.context.finish is None:
         session.round()
-    seconds, calls = sum(own.seconds.values()), engine.take()
+    seconds, calls = own.total_s, engine.take()
     if isinstance(way.drafts, int):
         one = Generation(own.rounds, own.drafted_rounds, own.proposed, seconds, calls)
         found.timings.texts.setdefault((way.drafter, way.drafts), []).append(one)
@@ -186,7 +186,7 @@ def measure_batch(
                 pass
             runs = found[way]
             runs.tokens.append(sum(row.session.stats.emitted for row in members))
-            runs.seconds.append(sum(sum(row.session.stats.seconds.values()) for row in members))
+            runs.seconds.append(sum(row.session.stats.total_s for row in members))
             for row in members:
                 runs.stats.add(row.session.stats)
     return found

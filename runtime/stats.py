@@ -111,10 +111,14 @@ class Stats:
         return self.accepted / drafted if drafted else 0.0
 
     @property
+    def total_s(self) -> float:
+        """Seconds of the rounds, the prompt's prefill left out."""
+        return sum(self.seconds.values())
+
+    @property
     def tokens_per_s(self) -> float:
-        """Emitted tokens over the time of the rounds, the prompt's prefill left out."""
-        seconds = sum(self.seconds.values())
-        return self.emitted / seconds if seconds else 0.0
+        """Emitted tokens over the time of the rounds."""
+        return self.emitted / self.total_s if self.total_s else 0.0
 
     def acceptance_by_position(self) -> list[float]:
         """Of the rounds that proposed a draft k, the share that accepted it, and so all before it."""
