@@ -51,7 +51,7 @@ def main() -> None:
         graphs_s += sum(call.seconds for call in calls)
         rounds_s += session.stats.total_s
         accepted += session.stats.accepted
-        drafted_rounds += sum(rounds for (proposed, _), rounds in session.stats.outcomes.items() if proposed)
+        drafted_rounds += session.stats.drafted_rounds
         outputs.append(output)
     found = {
         "tokens": sum(map(len, outputs)),

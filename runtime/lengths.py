@@ -110,13 +110,13 @@ def measure(
     for way in ways:
         session = open_session(engine, way.drafter, way.policy(schedule), targets[way], rules[way])
         list(session.generate(tokenizer.encode(prompts[0].text), WARM_UP_TOKENS))
-    order = np.random.default_rng(0)
-    found.timings.prefills = time_prefills(Target(engine), engine, order)
+    random = np.random.default_rng(0)
+    found.timings.prefills = time_prefills(Target(engine), engine, random)
     for number, prompt in enumerate(_mixed(prompts)):
         progress("Each draft length in turn", number, len(prompts))
         tokens, texts = tokenizer.encode(prompt.text), {}
         domain = found.runs.setdefault(prompt.domain, {way: Runs() for way in ways})
-        for place in order.permutation(len(ways)):
+        for place in random.permutation(len(ways)):
             way = ways[place]
             sampler = rules[way].sample(number)
             session = open_session(engine, way.drafter, way.policy(schedule), targets[way], sampler)

@@ -94,8 +94,7 @@ def profiled(lengths: tuple[int, ...] = (0, 1, 2, 4)) -> Profile:
             while session.context.finish is None:
                 session.round()
             stats = session.stats
-            seconds = stats.total_s
-            one = Generation(stats.rounds, stats.drafted_rounds, stats.proposed, seconds, engine.take())
+            one = Generation(stats.rounds, stats.drafted_rounds, stats.proposed, stats.total_s, engine.take())
             timings.texts.setdefault(("mtp" if drafts else "none", drafts), []).append(one)
     return timings.profile(engine.manifest, 1, lengths, 1e9)
 
